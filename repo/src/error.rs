@@ -1,0 +1,175 @@
+//! What can go wrong in the engine, typed so that the program can tell the cases apart.
+
+use std::io;
+use std::path::PathBuf;
+
+use crate::{PointId, SourceError};
+
+/// Result of the engine's calls.
+pub type Result<T, E = Error> = std::result::Result<T, E>;
+
+/// Why the engine could not do what was asked. Every message names the file or object and, where
+/// there is one, the way out.
+#[derive(Debug, thiserror::Error)]
+#[non_exhaustive]
+pub enum Error {
+    /// The operating system refused to read or write a file of the repository.
+    #[error("cannot {verb} {}{}", path.display(), offset.map(|o| format!(" at offset {o}")).unwrap_or_default())]
+    Io {
+        /// What was tried, as in "cannot {verb}": `read`, `create`, `sync`.
+        verb: &'static str,
+        /// The file.
+        path: PathBuf,
+        /// Where in it.
+        offset: Option<u64>,
+        /// What the system said.
+        source: io::Error,
+    },
+
+    /// There is nothing at this path.
+    #[error("no repository at {}: create one with `virtkeep -r {} init`", path.display(), path.display())]
+    NoRepository {
+        /// Where it was looked for.
+        path: PathBuf,
+    },
+
+    /// There is something, but it is no repository.
+    #[error("{} is not a virtkeep repository: {why}", path.display())]
+    NotARepository {
+        /// Where it was looked for.
+        path: PathBuf,
+        /// What is missing or wrong.
+        why: String,
+    },
+
+    /// `init` was pointed at something that exists.
+    #[error("{} already exists: {why}", path.display())]
+    AlreadyExists {
+        /// Where it is.
+        path: PathBuf,
+        /// What is there and what to do.
+        why: String,
+    },
+
+    /// The repository was made by a newer virtkeep.
+    #[error(
+        "repository format version {found} is newer than this virtkeep understands ({known}): update virtkeep"
+    )]
+    NewerFormat {
+        /// The version in `config.toml`.
+        found: u32,
+        /// The newest version this program knows.
+        known: u32,
+    },
+
+    /// The repository uses something this program does not know.
+    #[error(
+        "the repository uses the feature {feature:?}, which this virtkeep does not know: update virtkeep"
+    )]
+    UnknownFeature {
+        /// Its name in `config.toml`.
+        feature: String,
+    },
+
+    /// The repository is on a file system that several hosts may share.
+    #[error("{} is on a network file system ({kind}): locks are not safe there. Run virtkeep on the host that holds the disks, or pass --unsafe-network-fs if no other host ever opens the repository", path.display())]
+    NetworkFileSystem {
+        /// The repository.
+        path: PathBuf,
+        /// Name of the file system's type.
+        kind: &'static str,
+    },
+
+    /// Someone else holds a lock that this command needs.
+    #[error("{what} is in use by {holder}: wait for it, then try again")]
+    Busy {
+        /// What is locked.
+        what: String,
+        /// Who holds it, as far as is known.
+        holder: String,
+    },
+
+    /// The repository cannot be written to, and the command has to.
+    #[error("the repository at {} is read-only: {why}", path.display())]
+    ReadOnly {
+        /// The repository.
+        path: PathBuf,
+        /// What makes it so.
+        why: String,
+    },
+
+    /// A point that is not (or no longer) there.
+    #[error("no restore point {point}: `virtkeep list` shows the points there are")]
+    NoSuchPoint {
+        /// The point asked for.
+        point: PointId,
+    },
+
+    /// Stored bytes are not what they should be.
+    #[error(
+        "damage in {what}: {found}, expected {expected}. Run `virtkeep check --read-data` for the extent of it"
+    )]
+    Corrupt {
+        /// The object and place.
+        what: String,
+        /// What was expected.
+        expected: String,
+        /// What was found.
+        found: String,
+    },
+
+    /// An id that a point needs is in no pack.
+    #[error("the repository has lost {what}: run `virtkeep check` for the extent of the damage")]
+    Missing {
+        /// Kind and id.
+        what: String,
+    },
+
+    /// A disk could not be read.
+    #[error("{0}")]
+    Source(#[source] SourceError),
+
+    /// A disk of a size that cannot be backed up.
+    #[error(
+        "a disk of {bytes} bytes cannot be backed up: the size must be a multiple of 512, at most 2^63"
+    )]
+    DiskSize {
+        /// Its size.
+        bytes: u64,
+    },
+
+    /// Stopped on request.
+    #[error("interrupted")]
+    Cancelled,
+
+    /// An earlier write failed; nothing more is written by this command.
+    #[error("an earlier write to the repository failed")]
+    Poisoned,
+}
+
+impl Error {
+    /// For `map_err` on file operations: an I/O error with its verb and path.
+    pub(crate) fn io(
+        verb: &'static str,
+        path: impl Into<PathBuf>,
+    ) -> impl FnOnce(io::Error) -> Self {
+        let path = path.into();
+        move |source| Self::Io {
+            verb,
+            path,
+            offset: None,
+            source,
+        }
+    }
+
+    /// Whether the cause is that no space is left.
+    pub fn is_no_space(&self) -> bool {
+        let Self::Io { source, .. } = self else {
+            return false;
+        };
+        matches!(
+            source.kind(),
+            io::ErrorKind::StorageFull | io::ErrorKind::QuotaExceeded
+        )
+    }
+}

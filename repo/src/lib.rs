@@ -1,0 +1,37 @@
+//! The storage engine of virtkeep.
+//!
+//! A [`Repository`] keeps restore points of disks. A backup ([`Repository::begin_backup`]) reads a
+//! [`DiskSource`] in chunks, stores the ones that are new in packs, describes each disk by a Merkle
+//! tree of chunk ids, and commits a [`Point`] with one rename. A [`DiskReader`] gives back any disk
+//! of any point, verified, without replaying anything.
+//!
+//! The crate knows nothing of NBD, libvirt or command lines.
+
+mod backup;
+mod cancel;
+mod env;
+mod error;
+mod ids;
+mod point;
+mod progress;
+mod read;
+mod repository;
+mod source;
+mod units;
+
+pub use backup::{Backup, PointDraft, StoredDisk};
+pub use cancel::Cancel;
+pub use env::{Clock, Env, Random};
+pub use error::{Error, Result};
+pub use ids::{
+    BlobId, ChunkId, DomainUuid, LeaseId, NodeId, PackId, ParseIdError, PointId, RawId, RecordKind,
+    RepoId, RootId,
+};
+pub use point::{
+    CaptureMode, Consistency, Disk, DiskStats, Domain, FileRole, Point, SourceKind, StoredFile,
+};
+pub use progress::{NoProgress, Progress};
+pub use read::{DiskReader, DiskSink};
+pub use repository::{Codec, DomainLock, InitOptions, OpenOptions, Repository, Stats};
+pub use source::{DiskSource, Extent, ExtentState, Next, ReadQueue, ReadRequest, SourceError};
+pub use units::{ByteLen, DiskOffset, UnixMillis};
