@@ -125,6 +125,15 @@ pub enum Error {
         what: String,
     },
 
+    /// The index is missing or damaged. Nothing is lost: it is a cache.
+    #[error("the index {} cannot be used: {why}. Nothing is lost, it is only a cache: run `virtkeep repair` to build it anew", path.display())]
+    Index {
+        /// The index file.
+        path: PathBuf,
+        /// What is wrong with it.
+        why: String,
+    },
+
     /// A disk could not be read.
     #[error("{0}")]
     Source(#[source] SourceError),

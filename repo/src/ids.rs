@@ -183,6 +183,11 @@ impl PointId {
     pub const fn from_bytes(bytes: [u8; 10]) -> Self {
         Self(bytes)
     }
+
+    /// The bytes of the name.
+    pub const fn as_bytes(&self) -> &[u8; 10] {
+        &self.0
+    }
 }
 
 impl fmt::Display for PointId {
@@ -233,6 +238,16 @@ pub enum RecordKind {
     Root = 3,
     /// A piece of a file kept with a point.
     Blob = 4,
+}
+
+/// The kinds of packs, as numbered on disk.
+#[derive(Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Hash, Debug)]
+#[repr(u8)]
+pub enum PackKind {
+    /// Chunks.
+    Data = 1,
+    /// Manifest nodes, root records and blobs.
+    Meta = 2,
 }
 
 /// An id of any kind, as packs and the index see it. Two kinds never share an id: their keys differ.

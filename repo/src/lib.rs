@@ -12,6 +12,11 @@ mod cancel;
 mod env;
 mod error;
 mod ids;
+mod index;
+mod lease;
+mod lock;
+mod network_fs;
+mod pin;
 mod point;
 mod progress;
 mod read;
@@ -24,14 +29,15 @@ pub use cancel::Cancel;
 pub use env::{Clock, Env, Random};
 pub use error::{Error, Result};
 pub use ids::{
-    BlobId, ChunkId, DomainUuid, LeaseId, NodeId, PackId, ParseIdError, PointId, RawId, RecordKind,
-    RepoId, RootId,
+    BlobId, ChunkId, DomainUuid, LeaseId, NodeId, PackId, PackKind, ParseIdError, PointId, RawId,
+    RecordKind, RepoId, RootId,
 };
+pub use lock::{DomainLock, MaintenanceLock};
 pub use point::{
     CaptureMode, Consistency, Disk, DiskStats, Domain, FileRole, Point, SourceKind, StoredFile,
 };
 pub use progress::{NoProgress, Progress};
 pub use read::{DiskReader, DiskSink};
-pub use repository::{Codec, DomainLock, InitOptions, OpenOptions, Repository, Stats};
+pub use repository::{Codec, InitOptions, OpenOptions, Repository, Stats};
 pub use source::{DiskSource, Extent, ExtentState, Next, ReadQueue, ReadRequest, SourceError};
 pub use units::{ByteLen, DiskOffset, UnixMillis};

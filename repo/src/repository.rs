@@ -3,7 +3,8 @@
 use std::path::{Path, PathBuf};
 
 use crate::{
-    Backup, ByteLen, Disk, DiskReader, DomainUuid, Env, Point, PointId, RepoId, Result, StoredFile,
+    Backup, ByteLen, Disk, DiskReader, DomainLock, DomainUuid, Env, Point, PointId, RepoId, Result,
+    StoredFile,
 };
 
 /// How `init` sets a repository up.
@@ -53,10 +54,6 @@ pub struct OpenOptions {
 pub struct Repository {
     path: PathBuf,
 }
-
-/// Keeps a second backup of the same domain out, until dropped.
-#[derive(Debug)]
-pub struct DomainLock {}
 
 /// What a repository holds.
 #[derive(Clone, Debug, PartialEq, Eq)]

@@ -1,0 +1,385 @@
+//! The index: where each id lives, what each pack is, and a cache of the points.
+//!
+//! It is a cache with a warranty: packs and point records alone rebuild it. Its file is opened for
+//! short transactions only, under a lock of our own (`gate`), since redb locks its file per process
+//! and refuses a second opener instead of waiting. Invariants:
+//!
+//! - A pack is durable before an entry names it (the caller's duty, in the order of the write path).
+//! - Nobody holds the lock for longer than about 100 ms: large batches are cut into slices.
+//! - Every commit is durable and saves redb's allocator state ("quick repair"), so that the index
+//!   opens for reading, at once, after any kill.
+//! - A damaged index never gives a wrong answer that is not noticed later (every record read is
+//!   verified against its id), and never brings the program down.
+
+mod edit;
+mod fault;
+mod files;
+mod gate;
+mod tables;
+mod view;
+
+use std::panic::{AssertUnwindSafe, catch_unwind};
+use std::path::Path;
+use std::sync::Arc;
+
+use redb::{Builder, Database, ReadableDatabase};
+
+pub(crate) use edit::Edit;
+pub(crate) use fault::Fault;
+pub(crate) use files::{IndexFiles, LocalFiles};
+pub(crate) use gate::{FileGate, IndexLock, NoLock};
+pub(crate) use tables::{PackRow, PackState};
+pub(crate) use view::{IndexStats, Location, View};
+
+use edit::{Entry, halves};
+use fault::{damaged, from_io};
+use files::AnyBackend;
+use tables::{N_OWNER, N_REPO, N_SCHEMA, SCHEMA};
+
+use crate::{LeaseId, PackId, PackKind, PointId, RawId, RepoId, Result};
+
+/// Memory redb may use for its cache, in bytes.
+const CACHE_BYTES: usize = 64 << 20;
+
+/// How many entries are added in one transaction.
+const SLICE_ENTRIES: usize = 16 << 10;
+
+/// Which repository an index belongs to, and under which owner it was built.
+#[derive(Clone, Copy, PartialEq, Eq, Debug)]
+pub(crate) struct Identity {
+    /// The repository.
+    pub(crate) repo: RepoId,
+    /// `index_owner` of `config.toml`: fences off an index that was left behind by another host.
+    pub(crate) owner: u64,
+}
+
+/// A pack that was stored and is to be found from now on.
+#[derive(Clone, Debug)]
+pub(crate) struct NewPack {
+    /// Its name.
+    pub(crate) id: PackId,
+    /// What it holds.
+    pub(crate) kind: PackKind,
+    /// The lease of its writer.
+    pub(crate) lease: LeaseId,
+    /// Size of the file.
+    pub(crate) bytes: u64,
+    /// Id, offset and length of each record.
+    pub(crate) entries: Vec<(RawId, u32, u32)>,
+}
+
+/// The index of one repository. Shared between threads.
+pub(crate) struct Index {
+    files: Arc<dyn IndexFiles>,
+    lock: Arc<dyn IndexLock>,
+    identity: Identity,
+}
+
+impl Index {
+    /// Makes the index of a new repository, or an empty one in place of what is there.
+    pub(crate) fn create(
+        files: Arc<dyn IndexFiles>,
+        lock: Arc<dyn IndexLock>,
+        identity: Identity,
+    ) -> Result<Self> {
+        let index = Self {
+            files,
+            lock,
+            identity,
+        };
+        index.start_rebuild()?.publish()?;
+        Ok(index)
+    }
+
+    /// Opens the index, looking only whether it is one and this repository's.
+    pub(crate) fn open(
+        files: Arc<dyn IndexFiles>,
+        lock: Arc<dyn IndexLock>,
+        identity: Identity,
+    ) -> Result<Self> {
+        let index = Self {
+            files,
+            lock,
+            identity,
+        };
+        index.read(|view| index.verify(view))?;
+        Ok(index)
+    }
+
+    fn verify(&self, view: &View) -> Result<(), Fault> {
+        let [high, low] = halves(self.identity.repo);
+        if view.number(N_SCHEMA)? != SCHEMA {
+            return Err(Fault::Damaged("it has another schema version"));
+        }
+        if view.number(N_REPO[0])? != high || view.number(N_REPO[1])? != low {
+            return Err(Fault::Damaged("it belongs to another repository"));
+        }
+        if view.number(N_OWNER)? != self.identity.owner {
+            return Err(Fault::Damaged(
+                "config.toml names another index_owner: the index was left behind",
+            ));
+        }
+        Ok(())
+    }
+
+    /// Runs `work` on one moment of the index, under the shared lock: what it does is over before
+    /// the next change. It must be short.
+    pub(crate) fn read<T>(&self, work: impl FnOnce(&View) -> Result<T, Fault>) -> Result<T> {
+        let _held = self.lock.shared()?;
+        self.guarded(|| {
+            let backend = self.files.open_read()?;
+            let database = Builder::new()
+                .set_cache_size(CACHE_BYTES)
+                .open_read_only_with_backend(AnyBackend(backend))?;
+            let view = View::new(database.begin_read()?);
+            work(&view)
+        })
+    }
+
+    /// Runs `work` in a transaction of its own, under the exclusive lock, and commits it durably. It
+    /// must be short. On an error nothing has changed.
+    pub(crate) fn write<T>(&self, work: impl FnOnce(&Edit) -> Result<T, Fault>) -> Result<T> {
+        let _held = self.lock.exclusive()?;
+        self.guarded(|| {
+            let backend = self.files.open_write()?;
+            if backend.len()? == 0 {
+                return Err(Fault::Damaged("the file is empty"));
+            }
+            let database = open_writable(backend)?;
+            transact(&database, work)
+        })
+    }
+
+    /// Runs `work`, turning what redb says into our errors, and its panics too: it trusts what it
+    /// reads of an existing file, and a damaged cache must not bring a backup down.
+    fn guarded<T>(&self, work: impl FnOnce() -> Result<T, Fault>) -> Result<T> {
+        let path = self.files.path();
+        match catch_unwind(AssertUnwindSafe(work)) {
+            Ok(result) => result.map_err(|fault| fault.into_error(path)),
+            Err(panic) => {
+                let why = panic
+                    .downcast_ref::<String>()
+                    .map(String::as_str)
+                    .or_else(|| panic.downcast_ref::<&str>().copied())
+                    .unwrap_or("it cannot be read");
+                Err(damaged(path, why.to_owned()))
+            }
+        }
+    }
+
+    /// Where each id is, for reading: also finds what lies in condemned packs.
+    pub(crate) fn locate(&self, ids: &[RawId]) -> Result<Vec<Option<Location>>> {
+        self.read(|view| view.locate(ids))
+    }
+
+    /// Whether each id may be relied on, for deduplication: not when it lies in a condemned pack,
+    /// not when it is wanted.
+    pub(crate) fn known(&self, ids: &[RawId]) -> Result<Vec<bool>> {
+        self.read(|view| view.known(ids))
+    }
+
+    /// Adds packs, which must be durable, and their entries. Adding a pack again changes nothing.
+    ///
+    /// Entries are sorted and committed in slices, with the lock released between them: larger batches
+    /// cost less per entry.
+    pub(crate) fn add_packs(&self, packs: &[NewPack]) -> Result<()> {
+        let mut order: Vec<(RawId, u32, u32, u32)> = Vec::new();
+        for (place, pack) in packs.iter().enumerate() {
+            let place = u32::try_from(place).expect("fewer packs than fit in memory");
+            order.extend(
+                pack.entries
+                    .iter()
+                    .map(|(id, offset, len)| (*id, place, *offset, *len)),
+            );
+        }
+        order.sort_unstable();
+        let mut numbers: Vec<u32> = Vec::new();
+        let mut slices = order.chunks(SLICE_ENTRIES).peekable();
+        loop {
+            let slice = slices.next().unwrap_or_default();
+            let last = slices.peek().is_none();
+            numbers = self.write(|edit| {
+                if numbers.is_empty() {
+                    for pack in packs {
+                        numbers.push(edit.enter_pack(row_of(pack))?);
+                    }
+                }
+                let entries: Vec<Entry> = slice
+                    .iter()
+                    .map(|(id, place, offset, len)| Entry {
+                        id: *id,
+                        pack: numbers[*place as usize],
+                        offset: *offset,
+                        len: *len,
+                    })
+                    .collect();
+                edit.add_entries(&entries)?;
+                if last {
+                    edit.packs_entered(&numbers)?;
+                }
+                Ok(numbers)
+            })?;
+            if last {
+                return Ok(());
+            }
+        }
+    }
+
+    /// The cached point records.
+    pub(crate) fn points(&self) -> Result<Vec<(PointId, Vec<u8>)>> {
+        self.read(View::points)
+    }
+
+    /// Caches a point record.
+    pub(crate) fn put_point(&self, id: PointId, record: &[u8]) -> Result<()> {
+        self.write(|edit| edit.put_point(id, record))
+    }
+
+    /// Forgets a cached point record; whether there was one.
+    pub(crate) fn remove_point(&self, id: PointId) -> Result<bool> {
+        self.write(|edit| edit.remove_point(id))
+    }
+
+    /// The first `max` ids that must be stored anew. Normally there are none.
+    pub(crate) fn wanted(&self, max: usize) -> Result<Vec<RawId>> {
+        self.read(|view| view.wanted(max))
+    }
+
+    /// Every pack.
+    pub(crate) fn packs(&self) -> Result<Vec<PackRow>> {
+        self.read(View::packs)
+    }
+
+    /// The epoch: rises each time packs are condemned.
+    pub(crate) fn epoch(&self) -> Result<u64> {
+        self.read(View::epoch)
+    }
+
+    /// The index in numbers.
+    pub(crate) fn stats(&self) -> Result<IndexStats> {
+        let mut stats = self.read(View::stats)?;
+        let path = self.files.path();
+        stats.file_bytes = self
+            .files
+            .len()
+            .map_err(|error| from_io("examine", error, path))?;
+        Ok(stats)
+    }
+
+    /// Makes the cache of points hold exactly the records that exist. `present` are the names found in
+    /// `points/`; `load` reads a record, and answers none when there is none any more.
+    pub(crate) fn reconcile_points(
+        &self,
+        present: &[PointId],
+        load: impl Fn(PointId) -> Result<Option<Vec<u8>>>,
+    ) -> Result<()> {
+        let mut cached: Vec<PointId> = self.points()?.into_iter().map(|(id, _)| id).collect();
+        cached.sort_unstable();
+        let mut present = present.to_vec();
+        present.sort_unstable();
+        let mut missing = Vec::new();
+        for id in &present {
+            if cached.binary_search(id).is_err() {
+                missing.extend(load(*id)?.map(|record| (*id, record)));
+            }
+        }
+        let mut gone = Vec::new();
+        for id in cached {
+            // One that was committed after `present` was listed is here, and can be loaded.
+            if present.binary_search(&id).is_err() && load(id)?.is_none() {
+                gone.push(id);
+            }
+        }
+        if missing.is_empty() && gone.is_empty() {
+            return Ok(());
+        }
+        self.write(|edit| {
+            for (id, record) in &missing {
+                edit.put_point(*id, record)?;
+            }
+            for id in &gone {
+                edit.remove_point(*id)?;
+            }
+            Ok(())
+        })
+    }
+
+    /// Starts building the index anew, in a file of its own; the old one serves until the new one is
+    /// published. The caller holds the maintenance lock, or is making the repository.
+    pub(crate) fn start_rebuild(&self) -> Result<Rebuild<'_>> {
+        let database = self.guarded(|| {
+            let database = open_writable(self.files.start_new()?)?;
+            transact(&database, |edit| {
+                edit.lay_out(self.identity.repo, self.identity.owner)
+            })?;
+            Ok(database)
+        })?;
+        Ok(Rebuild {
+            index: self,
+            database,
+        })
+    }
+}
+
+/// A new index being built beside the old one.
+pub(crate) struct Rebuild<'a> {
+    index: &'a Index,
+    database: Database,
+}
+
+impl Rebuild<'_> {
+    /// Changes the new index.
+    pub(crate) fn write<T>(&self, work: impl FnOnce(&Edit) -> Result<T, Fault>) -> Result<T> {
+        self.index.guarded(|| transact(&self.database, work))
+    }
+
+    /// Puts the new index in the place of the old one, under the exclusive lock.
+    pub(crate) fn publish(self) -> Result<()> {
+        let Self { index, database } = self;
+        index.guarded(|| Ok(database.close()?))?;
+        let _held = index.lock.exclusive()?;
+        let path = index.files.path();
+        index
+            .files
+            .publish_new()
+            .map_err(|error| from_io("replace", error, path))
+    }
+}
+
+fn row_of(pack: &NewPack) -> PackRow {
+    PackRow {
+        id: pack.id,
+        kind: pack.kind,
+        lease: pack.lease,
+        bytes: pack.bytes,
+        records: u32::try_from(pack.entries.len()).unwrap_or(u32::MAX),
+        state: PackState::Entering,
+    }
+}
+
+fn open_writable(backend: Box<dyn redb::StorageBackend>) -> Result<Database, Fault> {
+    Ok(Builder::new()
+        .set_cache_size(CACHE_BYTES)
+        .create_with_backend(AnyBackend(backend))?)
+}
+
+fn transact<T>(
+    database: &Database,
+    work: impl FnOnce(&Edit) -> Result<T, Fault>,
+) -> Result<T, Fault> {
+    let mut transaction = database.begin_write()?;
+    transaction.set_quick_repair(true);
+    let edit = Edit::new(transaction);
+    let done = work(&edit)?;
+    edit.commit()?;
+    Ok(done)
+}
+
+/// The index of the repository in `dir`, with its lock between processes. `command` is shown to those
+/// who wait.
+pub(crate) fn local(dir: &Path, command: &str) -> (Arc<dyn IndexFiles>, Arc<dyn IndexLock>) {
+    (
+        Arc::new(LocalFiles::new(dir)),
+        Arc::new(FileGate::new(&dir.join("locks"), command)),
+    )
+}

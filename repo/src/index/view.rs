@@ -1,0 +1,193 @@
+//! Reading the index: one consistent moment of it, under the shared lock.
+
+use std::cell::RefCell;
+use std::collections::HashMap;
+
+use redb::{ReadOnlyTable, ReadTransaction, ReadableTable, ReadableTableMetadata};
+
+use super::fault::Fault;
+use super::tables::*;
+use crate::{PackId, PackKind, PointId, RawId};
+
+/// Where a record is.
+#[derive(Clone, Copy, PartialEq, Eq, Debug)]
+pub(crate) struct Location {
+    /// In which pack.
+    pub(crate) pack: PackId,
+    /// Where the record starts, in bytes from the start of the pack.
+    pub(crate) offset: u32,
+    /// Length of the whole record in bytes.
+    pub(crate) len: u32,
+}
+
+/// What the index holds, in numbers.
+#[derive(Clone, Copy, PartialEq, Eq, Debug, Default)]
+pub(crate) struct IndexStats {
+    /// Ids of all kinds.
+    pub(crate) entries: u64,
+    /// Packs, condemned ones included.
+    pub(crate) packs: u64,
+    /// Sum of their sizes.
+    pub(crate) pack_bytes: u64,
+    /// Records in data packs: chunks. Counts a chunk twice that two commands stored at once.
+    pub(crate) data_records: u64,
+    /// Records in meta packs: nodes, roots and blobs.
+    pub(crate) meta_records: u64,
+    /// Ids waiting to be stored anew.
+    pub(crate) wanted: u64,
+    /// Size of the index file.
+    pub(crate) file_bytes: u64,
+}
+
+/// One moment of the index.
+pub(crate) struct View {
+    transaction: ReadTransaction,
+    rows: RefCell<HashMap<u32, PackRow>>,
+}
+
+impl View {
+    pub(super) fn new(transaction: ReadTransaction) -> Self {
+        Self {
+            transaction,
+            rows: RefCell::default(),
+        }
+    }
+
+    /// The epoch: rises each time packs are condemned.
+    pub(crate) fn epoch(&self) -> Result<u64, Fault> {
+        self.number(N_EPOCH)
+    }
+
+    pub(super) fn number(&self, name: &str) -> Result<u64, Fault> {
+        let numbers = self.transaction.open_table(NUMBERS)?;
+        let value = numbers.get(name)?;
+        value
+            .map(|value| value.value())
+            .ok_or(Fault::Damaged("a number is missing"))
+    }
+
+    /// Where each id is; also finds what lies in condemned packs.
+    pub(crate) fn locate(&self, ids: &[RawId]) -> Result<Vec<Option<Location>>, Fault> {
+        let table = self.transaction.open_table(IDS)?;
+        let packs = self.transaction.open_table(PACKS)?;
+        ids.iter()
+            .map(|id| {
+                let Some(entry) = table.get(id.as_bytes())? else {
+                    return Ok(None);
+                };
+                let (number, offset, len) = entry.value();
+                let pack = self.row(&packs, number)?;
+                Ok(pack.map(|pack| Location {
+                    pack: pack.id,
+                    offset,
+                    len,
+                }))
+            })
+            .collect()
+    }
+
+    /// Whether each id may be relied on: located, in a pack that is not condemned, and not wanted.
+    pub(crate) fn known(&self, ids: &[RawId]) -> Result<Vec<bool>, Fault> {
+        let table = self.transaction.open_table(IDS)?;
+        let packs = self.transaction.open_table(PACKS)?;
+        let wanted = self.transaction.open_table(WANTED)?;
+        let any_wanted = !wanted.is_empty()?;
+        ids.iter()
+            .map(|id| {
+                let Some(entry) = table.get(id.as_bytes())? else {
+                    return Ok(false);
+                };
+                let (number, ..) = entry.value();
+                let relied_on = self
+                    .row(&packs, number)?
+                    .is_some_and(|pack| !matches!(pack.state, PackState::Condemned(_)));
+                Ok(relied_on && !(any_wanted && wanted.get(id.as_bytes())?.is_some()))
+            })
+            .collect()
+    }
+
+    /// Every pack.
+    pub(crate) fn packs(&self) -> Result<Vec<PackRow>, Fault> {
+        let packs = self.transaction.open_table(PACKS)?;
+        let mut rows = Vec::new();
+        for row in packs.iter()? {
+            rows.push(decode(row?.1.value())?);
+        }
+        Ok(rows)
+    }
+
+    /// What is known of one pack.
+    pub(crate) fn pack(&self, id: PackId) -> Result<Option<PackRow>, Fault> {
+        let numbers = self.transaction.open_table(PACK_NUMBERS)?;
+        let packs = self.transaction.open_table(PACKS)?;
+        match numbers.get(id.as_bytes())? {
+            Some(number) => self.row(&packs, number.value()),
+            None => Ok(None),
+        }
+    }
+
+    /// The cached point records, by id.
+    pub(crate) fn points(&self) -> Result<Vec<(PointId, Vec<u8>)>, Fault> {
+        let points = self.transaction.open_table(POINTS)?;
+        let mut all = Vec::new();
+        for point in points.iter()? {
+            let (id, record) = point?;
+            all.push((PointId::from_bytes(id.value()), record.value().to_vec()));
+        }
+        Ok(all)
+    }
+
+    /// How many ids are wanted.
+    pub(crate) fn wanted_count(&self) -> Result<u64, Fault> {
+        Ok(self.transaction.open_table(WANTED)?.len()?)
+    }
+
+    /// The first `max` wanted ids.
+    pub(crate) fn wanted(&self, max: usize) -> Result<Vec<RawId>, Fault> {
+        let wanted = self.transaction.open_table(WANTED)?;
+        let mut ids = Vec::new();
+        for id in wanted.iter()?.take(max) {
+            ids.push(RawId::from_bytes(id?.0.value()));
+        }
+        Ok(ids)
+    }
+
+    /// The index in numbers; the size of the file is left to the caller.
+    pub(super) fn stats(&self) -> Result<IndexStats, Fault> {
+        let mut stats = IndexStats {
+            entries: self.transaction.open_table(IDS)?.len()?,
+            wanted: self.wanted_count()?,
+            ..IndexStats::default()
+        };
+        for pack in self.packs()? {
+            stats.packs += 1;
+            stats.pack_bytes = stats.pack_bytes.saturating_add(pack.bytes);
+            match pack.kind {
+                PackKind::Data => stats.data_records += u64::from(pack.records),
+                PackKind::Meta => stats.meta_records += u64::from(pack.records),
+            }
+        }
+        Ok(stats)
+    }
+
+    /// A pack row, remembered: consecutive ids tend to live in few packs.
+    fn row(
+        &self,
+        packs: &ReadOnlyTable<u32, &'static [u8]>,
+        number: u32,
+    ) -> Result<Option<PackRow>, Fault> {
+        if let Some(row) = self.rows.borrow().get(&number) {
+            return Ok(Some(*row));
+        }
+        let Some(bytes) = packs.get(number)? else {
+            return Ok(None);
+        };
+        let row = decode(bytes.value())?;
+        self.rows.borrow_mut().insert(number, row);
+        Ok(Some(row))
+    }
+}
+
+pub(super) fn decode(row: &[u8]) -> Result<PackRow, Fault> {
+    PackRow::decode(row).ok_or(Fault::Damaged("a pack's row is not of the right form"))
+}

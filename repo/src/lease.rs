@@ -1,0 +1,297 @@
+//! Leases: what running commands rely on, told to whoever wants to delete something.
+//!
+//! A lease is a file in `leases/` that its holder keeps locked while it lives; the kernel unlocks it
+//! when the holder ends, however that happens. It appears under its name already locked (locked under a
+//! temporary name, then renamed in), so a lease that can be locked by another is dead.
+//!
+//! The order that makes leases safe against prune: the lease exists; then, under the shared index lock,
+//! its holder records the epoch and checks that what it relies on still exists; only then it looks
+//! anything up. A writer's lease delays the deletion of packs condemned after its epoch, since it may
+//! have found ids in them before. A reader's lease only adds its roots to what is alive.
+
+use std::fs::{self, File, OpenOptions};
+use std::io::{self, Read};
+use std::os::unix::fs::FileExt;
+use std::path::{Path, PathBuf};
+
+use serde::{Deserialize, Serialize};
+
+use crate::index::{Fault, Index, View};
+use crate::lock::{Mode, try_flock};
+use crate::{Env, Error, LeaseId, PointId, Result, RootId, UnixMillis};
+
+/// The largest lease file that is read, in bytes.
+const LEASE_BYTES_MAX: u64 = 64 << 20;
+
+/// What a lease says.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub(crate) struct LeaseContent {
+    /// Whether its holder stores anything.
+    pub(crate) kind: LeaseKind,
+    /// The epoch under which its holder looks things up; none before it has begun to.
+    pub(crate) epoch: Option<u64>,
+    /// What its holder relies on.
+    pub(crate) roots: Roots,
+    /// Name of the holder's host.
+    pub(crate) host: String,
+    /// The command, for people.
+    pub(crate) command: String,
+    /// When it started.
+    pub(crate) started: UnixMillis,
+}
+
+/// What a lease is for.
+#[derive(Clone, Copy, PartialEq, Eq, Debug, Serialize, Deserialize)]
+#[serde(rename_all = "kebab-case")]
+pub(crate) enum LeaseKind {
+    /// Stores chunks, and relies on whatever the index knows.
+    Writer,
+    /// Reads what hangs below its roots.
+    Reader,
+}
+
+/// What must stay alive.
+#[derive(Clone, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
+pub(crate) struct Roots {
+    /// Whole points.
+    pub(crate) points: Vec<PointId>,
+    /// Single disks.
+    pub(crate) disks: Vec<RootId>,
+}
+
+/// The leases of one repository.
+#[derive(Clone)]
+pub(crate) struct LeaseStore {
+    dir: PathBuf,
+    env: Env,
+}
+
+/// A lease of this process. Dropping it removes the file.
+#[derive(Debug)]
+pub(crate) struct Lease {
+    id: LeaseId,
+    path: PathBuf,
+    content: LeaseContent,
+    // Locked. Closed, and thereby unlocked, after the name is gone.
+    file: File,
+}
+
+/// A lease as others see it.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub(crate) struct SeenLease {
+    /// Its name.
+    pub(crate) id: LeaseId,
+    /// Whether its holder lives.
+    pub(crate) alive: bool,
+    /// What it says; none when it cannot be understood. Of a living one, assume the worst then: a
+    /// writer of epoch 0 with unknown roots.
+    pub(crate) content: Option<LeaseContent>,
+}
+
+impl LeaseStore {
+    /// The leases in `dir`.
+    pub(crate) fn new(dir: &Path, env: Env) -> Self {
+        Self {
+            dir: dir.to_owned(),
+            env,
+        }
+    }
+
+    /// Takes a lease for a command that stores things. `recheck` is run under the shared index lock,
+    /// after the epoch has been recorded: it must fail if `roots` do not exist any more.
+    pub(crate) fn writer(
+        &self,
+        command: &str,
+        roots: Roots,
+        index: &Index,
+        recheck: impl FnOnce(&View) -> Result<()>,
+    ) -> Result<Lease> {
+        self.take(LeaseKind::Writer, command, roots, index, recheck)
+    }
+
+    /// Takes a lease for a command that only reads. As [`writer`](Self::writer).
+    pub(crate) fn reader(
+        &self,
+        command: &str,
+        roots: Roots,
+        index: &Index,
+        recheck: impl FnOnce(&View) -> Result<()>,
+    ) -> Result<Lease> {
+        self.take(LeaseKind::Reader, command, roots, index, recheck)
+    }
+
+    fn take(
+        &self,
+        kind: LeaseKind,
+        command: &str,
+        roots: Roots,
+        index: &Index,
+        recheck: impl FnOnce(&View) -> Result<()>,
+    ) -> Result<Lease> {
+        let mut lease = self.appear(LeaseContent {
+            kind,
+            epoch: None,
+            roots,
+            host: host_name(),
+            command: command.to_owned(),
+            started: self.env.clock.now(),
+        })?;
+        index.read(|view| {
+            lease.content.epoch = Some(view.epoch()?);
+            lease.save()?;
+            recheck(view).map_err(Fault::from)
+        })?;
+        Ok(lease)
+    }
+
+    /// Puts a lease with this content in its place, locked from the first moment it can be seen.
+    fn appear(&self, content: LeaseContent) -> Result<Lease> {
+        let id = LeaseId::from_bytes(self.env.random_bytes());
+        let path = self.dir.join(id.to_string());
+        let temporary = self.dir.join(format!("{id}.new"));
+        let file = OpenOptions::new()
+            .read(true)
+            .write(true)
+            .create_new(true)
+            .open(&temporary)
+            .map_err(Error::io("create the lease", &temporary))?;
+        if !try_flock(&file, Mode::Exclusive).map_err(Error::io("lock", &temporary))? {
+            // Only a sweep that took it for debris locks a file of this name.
+            return Err(Error::Busy {
+                what: "a new lease".to_owned(),
+                holder: "a command that clears old leases away".to_owned(),
+            });
+        }
+        let mut lease = Lease {
+            id,
+            path: temporary.clone(),
+            content,
+            file,
+        };
+        lease.save()?;
+        fs::rename(&temporary, &path).map_err(Error::io("create the lease", &path))?;
+        lease.path = path;
+        Ok(lease)
+    }
+
+    /// Every lease there is, dead or alive. To be exact it has to be asked for under the exclusive
+    /// index lock; without it, leases may come and go meanwhile.
+    pub(crate) fn list(&self) -> Result<Vec<SeenLease>> {
+        let mut seen = Vec::new();
+        for (id, path) in self.files("")? {
+            let Some(file) = open_existing(&path)? else {
+                continue;
+            };
+            let alive =
+                !try_flock(&file, Mode::Shared).map_err(Error::io("examine the lock of", &path))?;
+            let content = read_content(&file);
+            seen.push(SeenLease { id, alive, content });
+        }
+        Ok(seen)
+    }
+
+    /// Removes dead leases, and what is left of ones that never came to be.
+    pub(crate) fn sweep(&self) -> Result<()> {
+        for (_, path) in self.files("")?.into_iter().chain(self.files(".new")?) {
+            let Some(file) = open_existing(&path)? else {
+                continue;
+            };
+            if try_flock(&file, Mode::Exclusive).map_err(Error::io("lock", &path))? {
+                remove(&path)?;
+            }
+        }
+        Ok(())
+    }
+
+    /// The files whose name is a lease id followed by `suffix`.
+    fn files(&self, suffix: &str) -> Result<Vec<(LeaseId, PathBuf)>> {
+        let mut files = Vec::new();
+        let listing = || Error::io("list", &self.dir);
+        for entry in fs::read_dir(&self.dir).map_err(listing())? {
+            let entry = entry.map_err(listing())?;
+            let id = entry
+                .file_name()
+                .to_str()
+                .and_then(|name| name.strip_suffix(suffix))
+                .and_then(|name| name.parse().ok());
+            files.extend(id.map(|id| (id, entry.path())));
+        }
+        Ok(files)
+    }
+}
+
+impl Lease {
+    /// Its name; packs carry it.
+    pub(crate) fn id(&self) -> LeaseId {
+        self.id
+    }
+
+    /// What it says.
+    pub(crate) fn content(&self) -> &LeaseContent {
+        &self.content
+    }
+
+    /// Relies on more. As at the beginning, `recheck` runs under the shared index lock after the new
+    /// roots are written down. The epoch stays: what was looked up under it still counts.
+    pub(crate) fn add_roots(
+        &mut self,
+        more: Roots,
+        index: &Index,
+        recheck: impl FnOnce(&View) -> Result<()>,
+    ) -> Result<()> {
+        self.content.roots.points.extend(more.points);
+        self.content.roots.disks.extend(more.disks);
+        index.read(|view| {
+            self.save()?;
+            recheck(view).map_err(Fault::from)
+        })
+    }
+
+    /// Writes the content, which only ever grows, in place: the lock hangs on this very file.
+    fn save(&self) -> Result<()> {
+        let writing = || Error::io("write the lease", &self.path);
+        let mut json = serde_json::to_vec(&self.content)
+            .map_err(io::Error::from)
+            .map_err(writing())?;
+        json.push(b'\n');
+        self.file.write_all_at(&json, 0).map_err(writing())?;
+        self.file.set_len(json.len() as u64).map_err(writing())
+    }
+}
+
+impl Drop for Lease {
+    fn drop(&mut self) {
+        // Left behind, it is a dead lease that the next sweep removes.
+        let _ = fs::remove_file(&self.path);
+    }
+}
+
+/// None when it has gone meanwhile.
+fn open_existing(path: &Path) -> Result<Option<File>> {
+    match File::open(path) {
+        Ok(file) => Ok(Some(file)),
+        Err(error) if error.kind() == io::ErrorKind::NotFound => Ok(None),
+        Err(error) => Err(Error::io("open the lease", path)(error)),
+    }
+}
+
+fn remove(path: &Path) -> Result<()> {
+    match fs::remove_file(path) {
+        Err(error) if error.kind() != io::ErrorKind::NotFound => {
+            Err(Error::io("remove the lease", path)(error))
+        }
+        _ => Ok(()),
+    }
+}
+
+fn read_content(file: &File) -> Option<LeaseContent> {
+    let mut json = Vec::new();
+    file.take(LEASE_BYTES_MAX).read_to_end(&mut json).ok()?;
+    serde_json::from_slice(&json).ok()
+}
+
+/// The name of this host, for people.
+pub(crate) fn host_name() -> String {
+    fs::read_to_string("/proc/sys/kernel/hostname")
+        .map_or_else(|_| "unknown".to_owned(), |name| name.trim().to_owned())
+}

@@ -1,0 +1,117 @@
+//! Pins: durable files in `pins/` that keep points alive across crashes and reboots.
+//!
+//! A lease ends with its process; a VM that runs from a point does not, and neither does a user's wish
+//! to keep one. Each pin is a file of its own, written once and removed by whoever set it.
+
+use std::fs::{self, File};
+use std::io::{self, Write};
+use std::path::{Path, PathBuf};
+
+use serde::{Deserialize, Serialize};
+
+use crate::{Env, Error, PointId, Result, UnixMillis};
+
+/// A pin as stored.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub struct Pin {
+    /// The points that must stay.
+    pub points: Vec<PointId>,
+    /// Why, for people: `domain web1 runs from it`.
+    pub reason: String,
+    /// When it was set.
+    pub created: UnixMillis,
+}
+
+/// The pins of one repository.
+#[derive(Clone)]
+pub(crate) struct PinStore {
+    dir: PathBuf,
+    env: Env,
+}
+
+impl PinStore {
+    /// The pins in `dir`.
+    pub(crate) fn new(dir: &Path, env: Env) -> Self {
+        Self {
+            dir: dir.to_owned(),
+            env,
+        }
+    }
+
+    /// Sets a pin; durable when this returns. The name is needed to remove it. The caller holds a
+    /// lease on the points meanwhile, so that none of them goes before the pin is there.
+    pub(crate) fn create(&self, points: &[PointId], reason: &str) -> Result<String> {
+        let pin = Pin {
+            points: points.to_vec(),
+            reason: reason.to_owned(),
+            created: self.env.clock.now(),
+        };
+        let name = data_encoding::HEXLOWER.encode(&self.env.random_bytes::<16>());
+        let path = self.dir.join(&name);
+        let temporary = self.dir.join(format!("{name}.new"));
+        let write = || -> io::Result<()> {
+            let mut json = serde_json::to_vec(&pin)?;
+            json.push(b'\n');
+            let mut file = File::create_new(&temporary)?;
+            file.write_all(&json)?;
+            file.sync_all()?;
+            fs::rename(&temporary, &path)
+        };
+        write().map_err(Error::io("write the pin", &path))?;
+        self.sync()?;
+        Ok(name)
+    }
+
+    /// Every pin with its name. One that cannot be read is an error: to overlook it might cost a
+    /// point.
+    pub(crate) fn list(&self) -> Result<Vec<(String, Pin)>> {
+        let mut pins = Vec::new();
+        let listing = || Error::io("list", &self.dir);
+        for entry in fs::read_dir(&self.dir).map_err(listing())? {
+            let entry = entry.map_err(listing())?;
+            let Some(name) = entry.file_name().to_str().and_then(valid_name) else {
+                continue;
+            };
+            let path = entry.path();
+            let json = match fs::read(&path) {
+                Ok(json) => json,
+                Err(error) if error.kind() == io::ErrorKind::NotFound => continue,
+                Err(error) => return Err(Error::io("read the pin", &path)(error)),
+            };
+            let pin = serde_json::from_slice(&json).map_err(|error| Error::Corrupt {
+                what: format!("the pin {}", path.display()),
+                expected: "a pin".to_owned(),
+                found: error.to_string(),
+            })?;
+            pins.push((name, pin));
+        }
+        pins.sort_by(|(a, _), (b, _)| a.cmp(b));
+        Ok(pins)
+    }
+
+    /// Removes a pin, durably. One that is not there is gone already.
+    pub(crate) fn remove(&self, name: &str) -> Result<()> {
+        let Some(name) = valid_name(name) else {
+            return Ok(());
+        };
+        let path = self.dir.join(name);
+        match fs::remove_file(&path) {
+            Err(error) if error.kind() != io::ErrorKind::NotFound => {
+                Err(Error::io("remove the pin", &path)(error))
+            }
+            _ => self.sync(),
+        }
+    }
+
+    fn sync(&self) -> Result<()> {
+        File::open(&self.dir)
+            .and_then(|dir| dir.sync_all())
+            .map_err(Error::io("sync", &self.dir))
+    }
+}
+
+/// Names are 32 hexadecimal digits; whatever else lies there is no pin.
+fn valid_name(name: &str) -> Option<String> {
+    let hex = name.len() == 32 && name.bytes().all(|b| matches!(b, b'0'..=b'9' | b'a'..=b'f'));
+    hex.then(|| name.to_owned())
+}
