@@ -1,0 +1,221 @@
+//! The calls that `virt` lacks, on the C interface: backup, checkpoints, jobs, freeze and thaw.
+//!
+//! All of the crate's unsafe code. Every pointer handed to libvirt outlives the call; what libvirt
+//! allocates is freed here with the allocator it came from. (`Domain::job_stats` of `virt` is
+//! never used: it frees libvirt's array with Rust's allocator.)
+
+use std::ffi::{CStr, CString, c_char, c_int, c_void};
+use std::ptr;
+
+use virt::error::Error as VirtError;
+use virt_sys as sys;
+
+use super::{CallResult, DomainHandle, Job, LibvirtError};
+
+unsafe extern "C" {
+    /// The C library's: strings and arrays returned by libvirt belong to it.
+    fn free(pointer: *mut c_void);
+}
+
+/// A checkpoint of a domain.
+pub(crate) struct Checkpoint(sys::virDomainCheckpointPtr);
+
+// SAFETY: libvirt objects may be used from any thread; the reference is owned by this value alone.
+unsafe impl Send for Checkpoint {}
+
+impl Drop for Checkpoint {
+    fn drop(&mut self) {
+        // SAFETY: the pointer is a valid reference that nobody else frees.
+        unsafe { sys::virDomainCheckpointFree(self.0) };
+    }
+}
+
+impl Checkpoint {
+    fn owned(pointer: sys::virDomainCheckpointPtr) -> CallResult<Self> {
+        if pointer.is_null() {
+            return Err(last_error());
+        }
+        Ok(Self(pointer))
+    }
+
+    pub(crate) fn name(&self) -> CallResult<String> {
+        // SAFETY: the checkpoint is valid.
+        let name = unsafe { sys::virDomainCheckpointGetName(self.0) };
+        if name.is_null() {
+            return Err(last_error());
+        }
+        // SAFETY: a NUL-terminated string that lives as long as the checkpoint.
+        Ok(unsafe { CStr::from_ptr(name) }
+            .to_string_lossy()
+            .into_owned())
+    }
+
+    /// Its description without the domain. With sizes (running domains only), a disk whose bitmap
+    /// is missing or broken has no `size` attribute.
+    pub(crate) fn xml(&self, with_sizes: bool) -> CallResult<String> {
+        let mut flags = sys::VIR_DOMAIN_CHECKPOINT_XML_NO_DOMAIN;
+        if with_sizes {
+            flags |= sys::VIR_DOMAIN_CHECKPOINT_XML_SIZE;
+        }
+        // SAFETY: the checkpoint is valid; the string returned is ours.
+        owned_string(unsafe { sys::virDomainCheckpointGetXMLDesc(self.0, flags) })
+    }
+
+    /// Deletes it with its bitmaps; nothing else changes.
+    pub(crate) fn delete(&self) -> CallResult<()> {
+        // SAFETY: the checkpoint is valid.
+        check(unsafe { sys::virDomainCheckpointDelete(self.0, 0) }).map(drop)
+    }
+
+    /// Makes libvirt forget it; bitmaps stay in the images.
+    pub(crate) fn delete_metadata(&self) -> CallResult<()> {
+        let flags = sys::VIR_DOMAIN_CHECKPOINT_DELETE_METADATA_ONLY;
+        // SAFETY: the checkpoint is valid.
+        check(unsafe { sys::virDomainCheckpointDelete(self.0, flags) }).map(drop)
+    }
+}
+
+impl DomainHandle {
+    fn pointer(&self) -> sys::virDomainPtr {
+        // SAFETY: only used for calls made while `self` holds its reference.
+        unsafe { self.0.as_ptr() }
+    }
+
+    /// Starts a backup job and, in the same instant, makes a checkpoint.
+    pub(crate) fn backup_begin(&self, backup: &str, checkpoint: Option<&str>) -> CallResult<()> {
+        let backup = c_string(backup)?;
+        let checkpoint = checkpoint.map(c_string).transpose()?;
+        let checkpoint = checkpoint.as_ref().map_or(ptr::null(), |xml| xml.as_ptr());
+        // SAFETY: the domain is valid; both strings are NUL-terminated or null.
+        let status =
+            unsafe { sys::virDomainBackupBegin(self.pointer(), backup.as_ptr(), checkpoint, 0) };
+        check(status).map(drop)
+    }
+
+    /// The description of the backup job that is running.
+    pub(crate) fn backup_xml(&self) -> CallResult<String> {
+        // SAFETY: the domain is valid; the string returned is ours.
+        owned_string(unsafe { sys::virDomainBackupGetXMLDesc(self.pointer(), 0) })
+    }
+
+    /// The job that is running.
+    pub(crate) fn job(&self) -> CallResult<Job> {
+        let mut kind: c_int = 0;
+        let mut parameters: sys::virTypedParameterPtr = ptr::null_mut();
+        let mut count: c_int = 0;
+        // SAFETY: the domain is valid; the out-pointers live through the call.
+        check(unsafe {
+            sys::virDomainGetJobStats(self.pointer(), &mut kind, &mut parameters, &mut count, 0)
+        })?;
+        // SAFETY: libvirt filled in an array of `count` parameters (null when there are none),
+        // which stays valid until it is freed below.
+        let operation = unsafe { job_operation(parameters, count) };
+        // SAFETY: the array and its length are as libvirt returned them; null is accepted.
+        unsafe { sys::virTypedParamsFree(parameters, count) };
+        Ok(match (kind as u32, operation) {
+            (sys::VIR_DOMAIN_JOB_NONE, _) => Job::None,
+            (_, Some(operation)) if operation == sys::VIR_DOMAIN_JOB_OPERATION_BACKUP as c_int => {
+                Job::Backup
+            }
+            (_, operation) => Job::Other(operation.unwrap_or(0)),
+        })
+    }
+
+    /// Asks the running job to end. A backup job ends a moment after this returns.
+    pub(crate) fn abort_job(&self) -> CallResult<()> {
+        // SAFETY: the domain is valid.
+        check(unsafe { sys::virDomainAbortJob(self.pointer()) }).map(drop)
+    }
+
+    pub(crate) fn checkpoint(&self, name: &str) -> CallResult<Checkpoint> {
+        let name = c_string(name)?;
+        // SAFETY: the domain is valid, the string NUL-terminated; the reference returned is ours.
+        Checkpoint::owned(unsafe {
+            sys::virDomainCheckpointLookupByName(self.pointer(), name.as_ptr(), 0)
+        })
+    }
+
+    pub(crate) fn checkpoints(&self) -> CallResult<Vec<Checkpoint>> {
+        let mut array: *mut sys::virDomainCheckpointPtr = ptr::null_mut();
+        // SAFETY: the domain is valid; the out-pointer lives through the call.
+        let count =
+            check(unsafe { sys::virDomainListAllCheckpoints(self.pointer(), &mut array, 0) })?;
+        let list = (0..usize::try_from(count).unwrap_or(0))
+            // SAFETY: the array holds `count` references, each now owned by one `Checkpoint`.
+            .map(|index| Checkpoint(unsafe { *array.add(index) }))
+            .collect();
+        // SAFETY: the array itself, not what it pointed to, came from the C library's allocator.
+        unsafe { free(array.cast()) };
+        Ok(list)
+    }
+
+    /// Tells libvirt of a checkpoint whose bitmaps exist already. Nothing is checked.
+    pub(crate) fn redefine_checkpoint(&self, xml: &str) -> CallResult<Checkpoint> {
+        let xml = c_string(xml)?;
+        let flags = sys::VIR_DOMAIN_CHECKPOINT_CREATE_REDEFINE;
+        // SAFETY: the domain is valid, the string NUL-terminated; the reference returned is ours.
+        Checkpoint::owned(unsafe {
+            sys::virDomainCheckpointCreateXML(self.pointer(), xml.as_ptr(), flags)
+        })
+    }
+
+    /// Freezes all file systems of the guest; how many.
+    pub(crate) fn freeze(&self) -> CallResult<u32> {
+        // SAFETY: the domain is valid; no list means all file systems.
+        let count =
+            check(unsafe { sys::virDomainFSFreeze(self.pointer(), ptr::null_mut(), 0, 0) })?;
+        Ok(u32::try_from(count).unwrap_or(0))
+    }
+
+    /// Thaws all file systems of the guest; how many.
+    pub(crate) fn thaw(&self) -> CallResult<u32> {
+        // SAFETY: the domain is valid; no list means all file systems.
+        let count = check(unsafe { sys::virDomainFSThaw(self.pointer(), ptr::null_mut(), 0, 0) })?;
+        Ok(u32::try_from(count).unwrap_or(0))
+    }
+
+    /// How many seconds the daemon waits for an answer of this domain's guest agent; −2: forever.
+    pub(crate) fn set_agent_timeout(&self, seconds: i32) -> CallResult<()> {
+        // SAFETY: the domain is valid.
+        check(unsafe { sys::virDomainAgentSetResponseTimeout(self.pointer(), seconds, 0) })
+            .map(drop)
+    }
+}
+
+/// # Safety
+/// `parameters` points to `count` valid parameters, or is null and `count` zero.
+unsafe fn job_operation(parameters: sys::virTypedParameterPtr, count: c_int) -> Option<c_int> {
+    let name = c"operation".as_ptr();
+    let mut value: c_int = 0;
+    // SAFETY: as the caller promises; the name is NUL-terminated, the out-pointer lives on.
+    let found = unsafe { sys::virTypedParamsGetInt(parameters, count, name, &mut value) };
+    (found == 1).then_some(value)
+}
+
+fn c_string(text: &str) -> CallResult<CString> {
+    CString::new(text).map_err(|error| LibvirtError::invalid(error.to_string()))
+}
+
+fn owned_string(pointer: *mut c_char) -> CallResult<String> {
+    if pointer.is_null() {
+        return Err(last_error());
+    }
+    // SAFETY: a NUL-terminated string that libvirt made for us.
+    let text = unsafe { CStr::from_ptr(pointer) }
+        .to_string_lossy()
+        .into_owned();
+    // SAFETY: ours to free, from the C library's allocator, and not used any more.
+    unsafe { free(pointer.cast()) };
+    Ok(text)
+}
+
+fn check(status: c_int) -> CallResult<c_int> {
+    if status < 0 {
+        return Err(last_error());
+    }
+    Ok(status)
+}
+
+fn last_error() -> LibvirtError {
+    VirtError::last_error().into()
+}
