@@ -2,7 +2,7 @@
 #
 #   make demo    back up a real virtual machine and restore it, before your eyes (root, by sudo)
 #   make test    everything that is checked before a change goes in
-#   make lint    the part of `make test` that takes seconds: format, clippy, documentation, licences
+#   make lint    the part of `make test` that runs no tests: format, clippy, documentation, licences
 #   make build   the program, as target/release/virtkeep
 #
 # All of them first install what is missing on a Debian machine; tests/stack/install.sh --help

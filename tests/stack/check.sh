@@ -23,7 +23,12 @@ usage() { sed -n '3,/^$/{s/^# \{0,1\}//;p}' "$0"; }
 
 section_install() { tests/stack/install.sh test; }
 
-section_format() { cargo fmt --all --check; }
+section_format() {
+    if ! cargo fmt --all --check -- -l; then
+        echo "the files above are not formatted: run cargo fmt" >&2
+        return 1
+    fi
+}
 
 section_clippy() { cargo clippy --workspace --all-targets --locked -- -D warnings; }
 

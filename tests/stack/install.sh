@@ -2,7 +2,7 @@
 #
 # install.sh: install on a Debian machine what virtkeep's build, tests and demo need.
 #
-# usage: tests/stack/install.sh [--check] [build|demo|test]...
+# usage: tests/stack/install.sh [--check] [build|demo|test]
 #
 #   build     what compiling needs: C and Rust toolchains, libvirt, libnbd
 #   demo      build, and QEMU, the libvirt daemon and the tools that make a small guest
