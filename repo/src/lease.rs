@@ -23,6 +23,9 @@ use crate::{Env, Error, LeaseId, PointId, Result, RootId, UnixMillis};
 /// The largest lease file that is read, in bytes.
 const LEASE_BYTES_MAX: u64 = 64 << 20;
 
+/// How often a lease is tried to be created while others sweep.
+const APPEAR_TRIES: usize = 10;
+
 /// What a lease says.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
 pub(crate) struct LeaseContent {
@@ -66,9 +69,17 @@ pub(crate) struct LeaseStore {
     env: Env,
 }
 
-/// A lease of this process. Dropping it removes the file.
+/// The lease of a command that stores things. Dropping it ends it: not before its last pack is in the
+/// index and its point record in place.
 #[derive(Debug)]
-pub(crate) struct Lease {
+pub(crate) struct WriterLease(Lease);
+
+/// The lease of a command that only reads. Dropping it ends it.
+#[derive(Debug)]
+pub(crate) struct ReaderLease(Lease);
+
+#[derive(Debug)]
+struct Lease {
     id: LeaseId,
     path: PathBuf,
     content: LeaseContent,
@@ -105,8 +116,9 @@ impl LeaseStore {
         roots: Roots,
         index: &Index,
         recheck: impl FnOnce(&View) -> Result<()>,
-    ) -> Result<Lease> {
+    ) -> Result<WriterLease> {
         self.take(LeaseKind::Writer, command, roots, index, recheck)
+            .map(WriterLease)
     }
 
     /// Takes a lease for a command that only reads. As [`writer`](Self::writer).
@@ -116,8 +128,9 @@ impl LeaseStore {
         roots: Roots,
         index: &Index,
         recheck: impl FnOnce(&View) -> Result<()>,
-    ) -> Result<Lease> {
+    ) -> Result<ReaderLease> {
         self.take(LeaseKind::Reader, command, roots, index, recheck)
+            .map(ReaderLease)
     }
 
     fn take(
@@ -146,6 +159,19 @@ impl LeaseStore {
 
     /// Puts a lease with this content in its place, locked from the first moment it can be seen.
     fn appear(&self, content: LeaseContent) -> Result<Lease> {
+        for _ in 0..APPEAR_TRIES {
+            if let Some(lease) = self.try_appear(&content)? {
+                return Ok(lease);
+            }
+        }
+        Err(Error::Busy {
+            what: "the directory of leases".to_owned(),
+            holder: "a command that clears old leases away".to_owned(),
+        })
+    }
+
+    /// None when a sweep took the file for debris before it was locked.
+    fn try_appear(&self, content: &LeaseContent) -> Result<Option<Lease>> {
         let id = LeaseId::from_bytes(self.env.random_bytes());
         let path = self.dir.join(id.to_string());
         let temporary = self.dir.join(format!("{id}.new"));
@@ -156,22 +182,23 @@ impl LeaseStore {
             .open(&temporary)
             .map_err(Error::io("create the lease", &temporary))?;
         if !try_flock(&file, Mode::Exclusive).map_err(Error::io("lock", &temporary))? {
-            // Only a sweep that took it for debris locks a file of this name.
-            return Err(Error::Busy {
-                what: "a new lease".to_owned(),
-                holder: "a command that clears old leases away".to_owned(),
-            });
+            return Ok(None);
         }
         let mut lease = Lease {
             id,
             path: temporary.clone(),
-            content,
+            content: content.clone(),
             file,
         };
         lease.save()?;
-        fs::rename(&temporary, &path).map_err(Error::io("create the lease", &path))?;
-        lease.path = path;
-        Ok(lease)
+        match fs::rename(&temporary, &path) {
+            Ok(()) => {
+                lease.path = path;
+                Ok(Some(lease))
+            }
+            Err(error) if error.kind() == io::ErrorKind::NotFound => Ok(None),
+            Err(error) => Err(Error::io("create the lease", &path)(error)),
+        }
     }
 
     /// Every lease there is, dead or alive. To be exact it has to be asked for under the exclusive
@@ -220,33 +247,33 @@ impl LeaseStore {
     }
 }
 
-impl Lease {
+impl WriterLease {
     /// Its name; packs carry it.
     pub(crate) fn id(&self) -> LeaseId {
-        self.id
+        self.0.id
     }
+}
 
-    /// What it says.
-    pub(crate) fn content(&self) -> &LeaseContent {
-        &self.content
-    }
-
+impl ReaderLease {
     /// Relies on more. As at the beginning, `recheck` runs under the shared index lock after the new
-    /// roots are written down. The epoch stays: what was looked up under it still counts.
+    /// roots are written down.
     pub(crate) fn add_roots(
         &mut self,
         more: Roots,
         index: &Index,
         recheck: impl FnOnce(&View) -> Result<()>,
     ) -> Result<()> {
-        self.content.roots.points.extend(more.points);
-        self.content.roots.disks.extend(more.disks);
+        let Self(lease) = self;
+        lease.content.roots.points.extend(more.points);
+        lease.content.roots.disks.extend(more.disks);
         index.read(|view| {
-            self.save()?;
+            lease.save()?;
             recheck(view).map_err(Fault::from)
         })
     }
+}
 
+impl Lease {
     /// Writes the content, which only ever grows, in place: the lock hangs on this very file.
     fn save(&self) -> Result<()> {
         let writing = || Error::io("write the lease", &self.path);

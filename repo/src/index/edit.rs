@@ -9,8 +9,7 @@ use super::tables::*;
 use super::view::decode;
 use crate::{PackId, PointId, RawId, RepoId};
 
-/// One id and its place, in one of the packs being added.
-#[derive(Clone, Copy)]
+/// One id and its place.
 pub(super) struct Entry {
     pub(super) id: RawId,
     pub(super) pack: u32,
@@ -98,7 +97,7 @@ impl Edit {
     /// An id that is there keeps its place, so that adding is idempotent and readers keep finding
     /// what they found, except where that place cannot be relied on: its pack is condemned or gone, or
     /// the id is wanted. The id is wanted no more when it now lives elsewhere than where it was found damaged.
-    pub(super) fn add_entries(&self, entries: &[Entry]) -> Result<(), Fault> {
+    pub(super) fn add_entries(&self, entries: impl Iterator<Item = Entry>) -> Result<(), Fault> {
         let mut ids = self.transaction.open_table(IDS)?;
         let packs = self.transaction.open_table(PACKS)?;
         let mut wanted = self.transaction.open_table(WANTED)?;

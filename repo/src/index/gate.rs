@@ -134,9 +134,20 @@ impl IndexLock for FileGate {
     }
 }
 
-/// No lock: for file systems that are read-only, and where `--no-lock` says so.
+/// No lock: for file systems that are read-only, and where `--no-lock` says so. Nothing is written.
 #[derive(Debug)]
-pub(crate) struct NoLock;
+pub(crate) struct NoLock {
+    repository: PathBuf,
+}
+
+impl NoLock {
+    /// For the repository in this directory.
+    pub(crate) fn new(repository: &Path) -> Self {
+        Self {
+            repository: repository.to_owned(),
+        }
+    }
+}
 
 struct Nothing;
 
@@ -148,9 +159,9 @@ impl IndexLock for NoLock {
     }
 
     fn exclusive(&self) -> Result<Box<dyn Held>> {
-        Err(Error::Busy {
-            what: "the index".to_owned(),
-            holder: "nobody, but it was opened without locks and cannot be written".to_owned(),
+        Err(Error::ReadOnly {
+            path: self.repository.clone(),
+            why: "it was opened without locks".to_owned(),
         })
     }
 }

@@ -18,8 +18,11 @@ mod gate;
 mod tables;
 mod view;
 
+#[cfg(test)]
+pub(crate) mod tests;
+
+use std::collections::HashSet;
 use std::panic::{AssertUnwindSafe, catch_unwind};
-use std::path::Path;
 use std::sync::Arc;
 
 use redb::{Builder, Database, ReadableDatabase};
@@ -87,7 +90,7 @@ impl Index {
             lock,
             identity,
         };
-        index.start_rebuild()?.publish()?;
+        index.start_rebuild()?.publish(|_| Ok(()))?;
         Ok(index)
     }
 
@@ -180,49 +183,10 @@ impl Index {
 
     /// Adds packs, which must be durable, and their entries. Adding a pack again changes nothing.
     ///
-    /// Entries are sorted and committed in slices, with the lock released between them: larger batches
-    /// cost less per entry.
+    /// Entries are sorted and committed in slices, with the lock released between them: the larger
+    /// the batch, the less an entry costs.
     pub(crate) fn add_packs(&self, packs: &[NewPack]) -> Result<()> {
-        let mut order: Vec<(RawId, u32, u32, u32)> = Vec::new();
-        for (place, pack) in packs.iter().enumerate() {
-            let place = u32::try_from(place).expect("fewer packs than fit in memory");
-            order.extend(
-                pack.entries
-                    .iter()
-                    .map(|(id, offset, len)| (*id, place, *offset, *len)),
-            );
-        }
-        order.sort_unstable();
-        let mut numbers: Vec<u32> = Vec::new();
-        let mut slices = order.chunks(SLICE_ENTRIES).peekable();
-        loop {
-            let slice = slices.next().unwrap_or_default();
-            let last = slices.peek().is_none();
-            numbers = self.write(|edit| {
-                if numbers.is_empty() {
-                    for pack in packs {
-                        numbers.push(edit.enter_pack(row_of(pack))?);
-                    }
-                }
-                let entries: Vec<Entry> = slice
-                    .iter()
-                    .map(|(id, place, offset, len)| Entry {
-                        id: *id,
-                        pack: numbers[*place as usize],
-                        offset: *offset,
-                        len: *len,
-                    })
-                    .collect();
-                edit.add_entries(&entries)?;
-                if last {
-                    edit.packs_entered(&numbers)?;
-                }
-                Ok(numbers)
-            })?;
-            if last {
-                return Ok(());
-            }
-        }
+        add_in_slices(packs, |slice| self.write(slice))
     }
 
     /// The cached point records.
@@ -240,9 +204,9 @@ impl Index {
         self.write(|edit| edit.remove_point(id))
     }
 
-    /// The first `max` ids that must be stored anew. Normally there are none.
-    pub(crate) fn wanted(&self, max: usize) -> Result<Vec<RawId>> {
-        self.read(|view| view.wanted(max))
+    /// The ids that must be stored anew: as many as repair found damaged, normally none.
+    pub(crate) fn wanted(&self) -> Result<HashSet<RawId>> {
+        self.read(View::wanted)
     }
 
     /// Every pack.
@@ -333,16 +297,64 @@ impl Rebuild<'_> {
         self.index.guarded(|| transact(&self.database, work))
     }
 
-    /// Puts the new index in the place of the old one, under the exclusive lock.
-    pub(crate) fn publish(self) -> Result<()> {
+    /// Adds packs; as [`Index::add_packs`].
+    pub(crate) fn add_packs(&self, packs: &[NewPack]) -> Result<()> {
+        add_in_slices(packs, |slice| self.write(slice))
+    }
+
+    /// Puts the new index in the place of the old one, under the exclusive lock. `last` is run under
+    /// that lock, to bring in what happened since the building began.
+    pub(crate) fn publish(self, last: impl FnOnce(&Edit) -> Result<(), Fault>) -> Result<()> {
         let Self { index, database } = self;
-        index.guarded(|| Ok(database.close()?))?;
         let _held = index.lock.exclusive()?;
+        index.guarded(|| {
+            transact(&database, last)?;
+            Ok(database.close()?)
+        })?;
         let path = index.files.path();
         index
             .files
             .publish_new()
             .map_err(|error| from_io("replace", error, path))
+    }
+}
+
+/// Part of the work on a batch: one transaction of its own.
+type Slice<'a> = &'a mut dyn FnMut(&Edit) -> Result<(), Fault>;
+
+/// Adds packs and their entries, sorted by id, in transactions of limited size, each run by `write`.
+fn add_in_slices(packs: &[NewPack], mut write: impl FnMut(Slice) -> Result<()>) -> Result<()> {
+    let mut entries: Vec<(RawId, usize, u32, u32)> = Vec::new();
+    for (place, pack) in packs.iter().enumerate() {
+        let located = pack.entries.iter();
+        entries.extend(located.map(|(id, offset, len)| (*id, place, *offset, *len)));
+    }
+    entries.sort_unstable();
+    let mut numbers: Vec<u32> = Vec::new();
+    let mut slices = entries.chunks(SLICE_ENTRIES).peekable();
+    loop {
+        let slice = slices.next().unwrap_or_default();
+        let is_last = slices.peek().is_none();
+        write(&mut |edit| {
+            if numbers.is_empty() {
+                for pack in packs {
+                    numbers.push(edit.enter_pack(row_of(pack))?);
+                }
+            }
+            edit.add_entries(slice.iter().map(|(id, place, offset, len)| Entry {
+                id: *id,
+                pack: numbers[*place],
+                offset: *offset,
+                len: *len,
+            }))?;
+            if is_last {
+                edit.packs_entered(&numbers)?;
+            }
+            Ok(())
+        })?;
+        if is_last {
+            return Ok(());
+        }
     }
 }
 
@@ -375,11 +387,3 @@ fn transact<T>(
     Ok(done)
 }
 
-/// The index of the repository in `dir`, with its lock between processes. `command` is shown to those
-/// who wait.
-pub(crate) fn local(dir: &Path, command: &str) -> (Arc<dyn IndexFiles>, Arc<dyn IndexLock>) {
-    (
-        Arc::new(LocalFiles::new(dir)),
-        Arc::new(FileGate::new(&dir.join("locks"), command)),
-    )
-}

@@ -1,7 +1,7 @@
 //! Reading the index: one consistent moment of it, under the shared lock.
 
 use std::cell::RefCell;
-use std::collections::HashMap;
+use std::collections::{HashMap, HashSet};
 
 use redb::{ReadOnlyTable, ReadTransaction, ReadableTable, ReadableTableMetadata};
 
@@ -137,17 +137,12 @@ impl View {
         Ok(all)
     }
 
-    /// How many ids are wanted.
-    pub(crate) fn wanted_count(&self) -> Result<u64, Fault> {
-        Ok(self.transaction.open_table(WANTED)?.len()?)
-    }
-
-    /// The first `max` wanted ids.
-    pub(crate) fn wanted(&self, max: usize) -> Result<Vec<RawId>, Fault> {
+    /// All wanted ids.
+    pub(crate) fn wanted(&self) -> Result<HashSet<RawId>, Fault> {
         let wanted = self.transaction.open_table(WANTED)?;
-        let mut ids = Vec::new();
-        for id in wanted.iter()?.take(max) {
-            ids.push(RawId::from_bytes(id?.0.value()));
+        let mut ids = HashSet::new();
+        for id in wanted.iter()? {
+            ids.insert(RawId::from_bytes(id?.0.value()));
         }
         Ok(ids)
     }
@@ -156,7 +151,7 @@ impl View {
     pub(super) fn stats(&self) -> Result<IndexStats, Fault> {
         let mut stats = IndexStats {
             entries: self.transaction.open_table(IDS)?.len()?,
-            wanted: self.wanted_count()?,
+            wanted: self.transaction.open_table(WANTED)?.len()?,
             ..IndexStats::default()
         };
         for pack in self.packs()? {

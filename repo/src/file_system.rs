@@ -1,4 +1,4 @@
-//! Whether a path lies on a file system that several hosts may share.
+//! What kind of file system a repository is on: one that several hosts may share, a read-only one.
 //!
 //! Locks and renames are only known to work between processes of one host. What cannot be told apart
 //! (FUSE: it may be anything) is taken for local.
@@ -27,7 +27,7 @@ const NETWORK: [(u32, &str); 14] = [
 ];
 
 /// The name of the network or shared-disk file system that holds `path`; none for a local one.
-pub(crate) fn kind(path: &Path) -> Result<Option<&'static str>> {
+pub(crate) fn network_kind(path: &Path) -> Result<Option<&'static str>> {
     let stat = rustix::fs::statfs(path)
         .map_err(|errno| Error::io("examine the file system of", path)(errno.into()))?;
     // The field is a signed word of the machine's size; the magic numbers fit in 32 bits.
@@ -42,14 +42,22 @@ fn name_of(magic: u32) -> Option<&'static str> {
 }
 
 /// [`Error::NetworkFileSystem`] when `path` is on such a file system.
-pub(crate) fn refuse(path: &Path) -> Result<()> {
-    match kind(path)? {
+pub(crate) fn refuse_network(path: &Path) -> Result<()> {
+    match network_kind(path)? {
         None => Ok(()),
         Some(kind) => Err(Error::NetworkFileSystem {
             path: path.to_owned(),
             kind,
         }),
     }
+}
+
+/// Whether the file system is mounted read-only: then nobody on this host can change the repository,
+/// and no lock is needed.
+pub(crate) fn is_read_only(path: &Path) -> Result<bool> {
+    let stat = rustix::fs::statvfs(path)
+        .map_err(|errno| Error::io("examine the file system of", path)(errno.into()))?;
+    Ok(stat.f_flag.contains(rustix::fs::StatVfsMountFlags::RDONLY))
 }
 
 #[cfg(test)]
@@ -59,8 +67,9 @@ mod tests {
     #[test]
     fn a_local_directory_is_accepted_and_the_network_is_known_by_its_magic() {
         let dir = tempfile::tempdir().unwrap();
-        assert_eq!(kind(dir.path()).unwrap(), None);
-        refuse(dir.path()).unwrap();
+        assert_eq!(network_kind(dir.path()).unwrap(), None);
+        refuse_network(dir.path()).unwrap();
+        assert!(!is_read_only(dir.path()).unwrap());
         assert_eq!(name_of(0x6969), Some("NFS"));
         assert_eq!(name_of(0xff53_4d42), Some("CIFS"));
         assert_eq!(name_of(0xef53), None, "ext4 is local");

@@ -1,0 +1,335 @@
+//! What the index promises, without other processes.
+
+use std::collections::HashSet;
+use std::fs;
+use std::path::Path;
+use std::sync::Arc;
+
+use super::*;
+use crate::Error;
+
+const REPO: RepoId = RepoId::from_bytes([7; 16]);
+const IDENTITY: Identity = Identity {
+    repo: REPO,
+    owner: 1,
+};
+
+pub(crate) fn parts(dir: &Path) -> (Arc<dyn IndexFiles>, Arc<dyn IndexLock>) {
+    fs::create_dir_all(dir.join("locks")).unwrap();
+    let lock = FileGate::new(&dir.join("locks"), "a test");
+    (Arc::new(LocalFiles::new(dir)), Arc::new(lock))
+}
+
+pub(crate) fn create(dir: &Path) -> Index {
+    let (files, lock) = parts(dir);
+    Index::create(files, lock, IDENTITY).unwrap()
+}
+
+pub(crate) fn open(dir: &Path) -> Result<Index> {
+    let (files, lock) = parts(dir);
+    Index::open(files, lock, IDENTITY)
+}
+
+pub(crate) fn id(number: u64) -> RawId {
+    RawId::from_bytes(*blake3::hash(&number.to_le_bytes()).as_bytes())
+}
+
+/// A pack whose records are the ids of these numbers, 100 bytes each.
+pub(crate) fn pack(name: u8, numbers: impl IntoIterator<Item = u64>) -> NewPack {
+    let places = numbers.into_iter().zip(0u32..);
+    NewPack {
+        id: PackId::from_bytes([name; 16]),
+        kind: PackKind::Data,
+        lease: LeaseId::from_bytes([name; 16]),
+        bytes: 1000,
+        entries: places.map(|(n, place)| (id(n), place * 100, 100)).collect(),
+    }
+}
+
+fn at(pack: &NewPack, place: u32) -> Option<Location> {
+    Some(Location {
+        pack: pack.id,
+        offset: place * 100,
+        len: 100,
+    })
+}
+
+#[test]
+fn what_was_added_is_found_where_it_is_also_after_opening_again() {
+    let dir = tempfile::tempdir().unwrap();
+    let (a, b) = (pack(1, [10, 11, 12]), pack(2, [20]));
+    create(dir.path())
+        .add_packs(&[a.clone(), b.clone()])
+        .unwrap();
+
+    let index = open(dir.path()).unwrap();
+    let found = index.locate(&[id(12), id(20), id(99), id(10)]).unwrap();
+    assert_eq!(found, [at(&a, 2), at(&b, 0), None, at(&a, 0)]);
+    assert_eq!(index.known(&[id(11), id(99)]).unwrap(), [true, false]);
+
+    let stats = index.stats().unwrap();
+    assert_eq!((stats.entries, stats.packs, stats.pack_bytes), (4, 2, 2000));
+    assert_eq!((stats.data_records, stats.meta_records), (4, 0));
+    assert!(stats.file_bytes > 0);
+}
+
+#[test]
+fn adding_a_pack_again_changes_nothing_and_an_id_keeps_its_first_place() {
+    let dir = tempfile::tempdir().unwrap();
+    let index = create(dir.path());
+    let (a, b) = (pack(1, [10, 11]), pack(2, [11, 12]));
+    index.add_packs(std::slice::from_ref(&a)).unwrap();
+    index.add_packs(std::slice::from_ref(&a)).unwrap();
+    index.add_packs(&[b.clone(), a.clone()]).unwrap();
+
+    let found = index.locate(&[id(10), id(11), id(12)]).unwrap();
+    assert_eq!(found, [at(&a, 0), at(&a, 1), at(&b, 1)]);
+    let states: Vec<_> = index.packs().unwrap().iter().map(|p| p.state).collect();
+    assert_eq!(states, [PackState::Live, PackState::Live]);
+}
+
+#[test]
+fn a_pack_without_records_is_known_too() {
+    let dir = tempfile::tempdir().unwrap();
+    let index = create(dir.path());
+    index.add_packs(&[]).unwrap();
+    index.add_packs(&[pack(1, [])]).unwrap();
+    assert_eq!(index.packs().unwrap().len(), 1);
+    assert_eq!(index.packs().unwrap()[0].state, PackState::Live);
+}
+
+#[test]
+fn a_condemned_pack_is_read_from_but_not_relied_on() {
+    let dir = tempfile::tempdir().unwrap();
+    let index = create(dir.path());
+    let a = pack(1, [10, 11]);
+    index.add_packs(std::slice::from_ref(&a)).unwrap();
+    let before = index.epoch().unwrap();
+    let epoch = index.write(|edit| edit.condemn(&[a.id])).unwrap();
+    assert_eq!(epoch, before + 1);
+    assert_eq!(index.epoch().unwrap(), epoch);
+
+    assert_eq!(index.locate(&[id(10)]).unwrap(), [at(&a, 0)]);
+    assert_eq!(index.known(&[id(10)]).unwrap(), [false]);
+
+    // Stored anew by a backup, the id moves; the other one stays where it was.
+    let b = pack(2, [10]);
+    index.add_packs(std::slice::from_ref(&b)).unwrap();
+    assert_eq!(
+        index.locate(&[id(10), id(11)]).unwrap(),
+        [at(&b, 0), at(&a, 1)]
+    );
+    assert_eq!(index.known(&[id(10), id(11)]).unwrap(), [true, false]);
+
+    // Adding the condemned pack again does not revive it, nor does condemning it twice age it.
+    index.add_packs(std::slice::from_ref(&a)).unwrap();
+    index.write(|edit| edit.condemn(&[a.id])).unwrap();
+    let row = index.read(|view| view.pack(a.id)).unwrap().unwrap();
+    assert_eq!(row.state, PackState::Condemned(epoch));
+    assert_eq!(index.locate(&[id(10)]).unwrap(), [at(&b, 0)]);
+
+    index.write(|edit| edit.revive(&[a.id])).unwrap();
+    assert_eq!(index.known(&[id(11)]).unwrap(), [true]);
+}
+
+#[test]
+fn a_wanted_id_is_healed_by_another_copy_and_not_by_the_damaged_one() {
+    let dir = tempfile::tempdir().unwrap();
+    let index = create(dir.path());
+    let a = pack(1, [10, 11]);
+    index.add_packs(std::slice::from_ref(&a)).unwrap();
+    index.write(|edit| edit.want(&[id(10), id(77)])).unwrap();
+    assert_eq!(index.wanted().unwrap(), HashSet::from([id(10), id(77)]));
+    assert_eq!(index.known(&[id(10), id(11)]).unwrap(), [false, true]);
+
+    // The pack in which it was found damaged is no cure.
+    index.add_packs(std::slice::from_ref(&a)).unwrap();
+    assert_eq!(index.known(&[id(10)]).unwrap(), [false]);
+
+    let b = pack(2, [10, 77]);
+    index.add_packs(std::slice::from_ref(&b)).unwrap();
+    assert_eq!(index.wanted().unwrap(), HashSet::new());
+    assert_eq!(
+        index.locate(&[id(10), id(77)]).unwrap(),
+        [at(&b, 0), at(&b, 1)]
+    );
+    assert_eq!(index.known(&[id(10), id(77)]).unwrap(), [true, true]);
+}
+
+#[test]
+fn a_batch_larger_than_a_slice_is_added_whole() {
+    let dir = tempfile::tempdir().unwrap();
+    let index = create(dir.path());
+    let many = 2 * SLICE_ENTRIES as u64 + 100;
+    index
+        .add_packs(&[pack(1, 0..many / 2), pack(2, many / 2..many)])
+        .unwrap();
+    let ids: Vec<RawId> = (0..many).map(id).collect();
+    assert_eq!(index.known(&ids).unwrap(), vec![true; many as usize]);
+    assert!(
+        index
+            .packs()
+            .unwrap()
+            .iter()
+            .all(|p| p.state == PackState::Live)
+    );
+}
+
+#[test]
+fn a_batch_cut_short_is_completed_by_adding_it_again() {
+    let dir = tempfile::tempdir().unwrap();
+    let index = create(dir.path());
+    let many = SLICE_ENTRIES as u64 + 1;
+    let whole = pack(1, 0..many);
+    let mut left = 1;
+    add_in_slices(std::slice::from_ref(&whole), |slice| {
+        if left == 0 {
+            return Err(Error::Cancelled);
+        }
+        left -= 1;
+        index.write(slice)
+    })
+    .unwrap_err();
+    assert_eq!(index.packs().unwrap()[0].state, PackState::Entering);
+    let ids: Vec<RawId> = (0..many).map(id).collect();
+    let known = index.known(&ids).unwrap();
+    assert_eq!(known.iter().filter(|known| **known).count(), SLICE_ENTRIES);
+
+    index.add_packs(std::slice::from_ref(&whole)).unwrap();
+    assert_eq!(index.packs().unwrap()[0].state, PackState::Live);
+    assert_eq!(index.known(&ids).unwrap(), vec![true; many as usize]);
+}
+
+#[test]
+fn the_cache_of_points_follows_the_records() {
+    let dir = tempfile::tempdir().unwrap();
+    let index = create(dir.path());
+    let point = |n: u8| PointId::from_bytes([n; 10]);
+    index.put_point(point(1), b"one").unwrap();
+    index.put_point(point(2), b"two").unwrap();
+    index.put_point(point(3), b"three").unwrap();
+
+    // 2 was forgotten, 3 committed after the listing, 4 committed by one killed before its index row,
+    // 5 forgotten after the listing.
+    let load = |id: PointId| {
+        Ok(match id {
+            id if id == point(3) => Some(b"three".to_vec()),
+            id if id == point(4) => Some(b"four".to_vec()),
+            _ => None,
+        })
+    };
+    index
+        .reconcile_points(&[point(5), point(4), point(1)], load)
+        .unwrap();
+    let points = index.points().unwrap();
+    let expected = [
+        (point(1), &b"one"[..]),
+        (point(3), b"three"),
+        (point(4), b"four"),
+    ];
+    assert_eq!(points, expected.map(|(id, record)| (id, record.to_vec())));
+
+    assert!(index.remove_point(point(1)).unwrap());
+    assert!(!index.remove_point(point(1)).unwrap());
+}
+
+#[test]
+fn an_edit_that_fails_changes_nothing() {
+    let dir = tempfile::tempdir().unwrap();
+    let index = create(dir.path());
+    let failed: Result<()> = index.write(|edit| {
+        edit.put_point(PointId::from_bytes([1; 10]), b"never")?;
+        Err(Error::Cancelled.into())
+    });
+    assert!(matches!(failed, Err(Error::Cancelled)));
+    assert_eq!(index.points().unwrap(), []);
+}
+
+#[test]
+fn a_missing_index_or_one_of_another_repository_says_what_to_do() {
+    let dir = tempfile::tempdir().unwrap();
+    let refused = |result: Result<Index>, word: &str| {
+        let message = result.err().unwrap().to_string();
+        assert!(message.contains(word), "{message}");
+        assert!(message.contains("virtkeep repair"), "{message}");
+    };
+    refused(open(dir.path()), "missing");
+    create(dir.path());
+    let (files, lock) = parts(dir.path());
+    let other = Identity {
+        repo: RepoId::from_bytes([8; 16]),
+        owner: 1,
+    };
+    refused(Index::open(files, lock, other), "another repository");
+    let (files, lock) = parts(dir.path());
+    let left_behind = Identity {
+        owner: 2,
+        ..IDENTITY
+    };
+    refused(Index::open(files, lock, left_behind), "left behind");
+}
+
+#[test]
+fn garbage_at_any_page_is_an_error_and_never_a_panic() {
+    let dir = tempfile::tempdir().unwrap();
+    create(dir.path()).add_packs(&[pack(1, 0..2000)]).unwrap();
+    let path = dir.path().join("index.redb");
+    let good = fs::read(&path).unwrap();
+    let ids: Vec<RawId> = (0..2000).map(id).collect();
+    let everything = || -> Result<()> {
+        let index = open(dir.path())?;
+        index.locate(&ids)?;
+        index.packs()?;
+        index.add_packs(&[pack(2, 5000..5100)])
+    };
+    let mut noticed = 0;
+    let whole = [(0, good.len()), (0, 0)];
+    let pages = (0..good.len()).step_by(4096).map(|start| (start, 4096));
+    for (start, len) in whole.into_iter().chain(pages) {
+        let mut bad = good.clone();
+        match len {
+            0 => bad.clear(),
+            _ => bad[start..start + len].fill(0xa5),
+        }
+        fs::write(&path, &bad).unwrap();
+        match everything() {
+            Ok(()) => {}
+            Err(Error::Index { .. }) => noticed += 1,
+            Err(other) => panic!("garbage at {start}: {other:?}"),
+        }
+    }
+    assert!(noticed > 10, "only {noticed} places were noticed");
+    fs::write(&path, &good[..good.len() / 2]).unwrap();
+    assert!(matches!(everything(), Err(Error::Index { .. })));
+
+    // And it can be built anew, in the very place of the garbage.
+    let index = create(dir.path());
+    assert_eq!(index.stats().unwrap().entries, 0);
+}
+
+#[test]
+fn a_rebuilt_index_takes_the_place_of_the_old_one_at_once() {
+    let dir = tempfile::tempdir().unwrap();
+    let index = create(dir.path());
+    index.add_packs(&[pack(1, [10])]).unwrap();
+    let rebuild = index.start_rebuild().unwrap();
+    rebuild.add_packs(&[pack(2, [20])]).unwrap();
+    // The old one still serves.
+    assert_eq!(index.known(&[id(10), id(20)]).unwrap(), [true, false]);
+    rebuild.publish(|edit| edit.want(&[id(30)])).unwrap();
+    assert_eq!(index.known(&[id(10), id(20)]).unwrap(), [false, true]);
+    assert_eq!(index.wanted().unwrap(), HashSet::from([id(30)]));
+}
+
+#[test]
+fn without_locks_the_index_is_read_and_not_written() {
+    let dir = tempfile::tempdir().unwrap();
+    create(dir.path()).add_packs(&[pack(1, [10])]).unwrap();
+    fs::remove_dir_all(dir.path().join("locks")).unwrap();
+    let files = Arc::new(LocalFiles::new(dir.path()));
+    let lock = Arc::new(NoLock::new(dir.path()));
+    let index = Index::open(files, lock, IDENTITY).unwrap();
+    assert_eq!(index.known(&[id(10)]).unwrap(), [true]);
+    let refused = index.put_point(PointId::from_bytes([1; 10]), b"");
+    assert!(matches!(refused, Err(Error::ReadOnly { .. })));
+}
