@@ -115,6 +115,10 @@ hex_name!(
     LeaseId, 16, "lease id (32 hexadecimal digits)"
 );
 hex_name!(
+    /// The random name of a remark about a point, never used twice.
+    NoteId, 16, "note id (32 hexadecimal digits)"
+);
+hex_name!(
     /// The random name of a repository.
     RepoId, 16, "repository id (32 hexadecimal digits)"
 );

@@ -8,29 +8,46 @@
 //! The crate knows nothing of NBD, libvirt or command lines.
 
 mod backup;
+mod budget;
+mod cache;
 mod cancel;
+#[doc(hidden)]
+pub mod codec;
+#[doc(hidden)]
+pub mod config;
 mod env;
 mod error;
+#[doc(hidden)]
+pub mod format;
 mod file_system;
 mod ids;
 mod index;
+#[doc(hidden)]
+pub mod keys;
 mod lease;
+mod limits;
 mod lock;
+mod manifest;
 mod pin;
 mod point;
 mod progress;
 mod read;
 mod repository;
 mod source;
+#[doc(hidden)]
+pub mod storage;
+mod store;
+mod sync;
 mod units;
 
 pub use backup::{Backup, PointDraft, StoredDisk};
 pub use cancel::Cancel;
+pub use codec::Codec;
 pub use env::{Clock, Env, Random};
 pub use error::{Error, Result};
 pub use ids::{
-    BlobId, ChunkId, DomainUuid, LeaseId, NodeId, PackId, PackKind, ParseIdError, PointId, RawId,
-    RecordKind, RepoId, RootId,
+    BlobId, ChunkId, DomainUuid, LeaseId, NodeId, NoteId, PackId, PackKind, ParseIdError, PointId,
+    RawId, RecordKind, RepoId, RootId,
 };
 pub use lock::{DomainLock, MaintenanceLock};
 pub use point::{
@@ -38,6 +55,6 @@ pub use point::{
 };
 pub use progress::{NoProgress, Progress};
 pub use read::{DiskReader, DiskSink};
-pub use repository::{Codec, InitOptions, OpenOptions, Repository, Stats};
+pub use repository::{InitOptions, OpenOptions, Repository, Stats};
 pub use source::{DiskSource, Extent, ExtentState, Next, ReadQueue, ReadRequest, SourceError};
 pub use units::{ByteLen, DiskOffset, UnixMillis};

@@ -1,0 +1,450 @@
+//! Objects as files below one directory of a local file system.
+//!
+//! An object is written under its name with `.tmp` added, synced, renamed into place, and the
+//! directory synced. Its writer holds a lock (flock) on the temporary file, so debris of a killed
+//! writer can be told from an object in the making without knowing about processes. Invariant: a
+//! directory that is new, or that this process has not seen before, is synced into its parent
+//! before an object in it counts as durable.
+
+use std::collections::{HashMap, HashSet};
+use std::fs::{self, DirBuilder, File, OpenOptions};
+use std::io::{self, Write};
+use std::num::NonZeroU64;
+use std::os::unix::fs::{DirBuilderExt, FileExt, MetadataExt, OpenOptionsExt};
+use std::path::{Path, PathBuf};
+use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
+
+use rustix::fs::{Advice, CWD, FlockOperation, RenameFlags};
+use rustix::io::Errno;
+
+use super::{Folder, ObjectName, ObjectWriter, Storage};
+use crate::{Error, Result};
+
+/// Open files kept for reading.
+const OPEN_FILES_MAX: usize = 256;
+/// Written bytes after which the kernel is asked to begin writing them out, so that the sync at
+/// the end has little left to wait for.
+const WRITE_BEHIND_BYTES: u64 = 8 << 20;
+/// Added to the name of an object in the making.
+const TEMPORARY_SUFFIX: &str = ".tmp";
+
+/// Objects as files below one directory.
+pub struct LocalStorage {
+    shared: Arc<Shared>,
+}
+
+struct Shared {
+    root: PathBuf,
+    open_files: Mutex<OpenFiles>,
+    /// Directories whose own entry is known to be durable.
+    durable_folders: Mutex<HashSet<PathBuf>>,
+}
+
+/// The files read last.
+#[derive(Default)]
+struct OpenFiles {
+    files: HashMap<ObjectName, (Arc<File>, u64)>,
+    clock: u64,
+}
+
+fn lock<T>(mutex: &Mutex<T>) -> MutexGuard<'_, T> {
+    mutex.lock().unwrap_or_else(PoisonError::into_inner)
+}
+
+impl LocalStorage {
+    /// The objects below `root`, a directory that exists. Touches nothing.
+    pub fn new(root: impl Into<PathBuf>) -> Self {
+        Self {
+            shared: Arc::new(Shared {
+                root: root.into(),
+                open_files: Mutex::default(),
+                durable_folders: Mutex::default(),
+            }),
+        }
+    }
+
+    /// The file of an object.
+    pub fn path_of(&self, name: &ObjectName) -> PathBuf {
+        self.shared.path_of(name)
+    }
+
+    fn open_file(&self, name: &ObjectName) -> Result<Arc<File>> {
+        if let Some(file) = lock(&self.shared.open_files).get(name) {
+            return Ok(file);
+        }
+        let path = self.path_of(name);
+        let file = match File::open(&path) {
+            Ok(file) => Arc::new(file),
+            Err(error) if error.kind() == io::ErrorKind::NotFound => {
+                return Err(Error::Missing {
+                    what: name.to_string(),
+                });
+            }
+            Err(error) => return Err(Error::io("open", path)(error)),
+        };
+        lock(&self.shared.open_files).insert(*name, Arc::clone(&file));
+        Ok(file)
+    }
+
+    /// The directories that hold a folder's objects.
+    fn folder_paths(&self, folder: Folder) -> Result<Vec<PathBuf>> {
+        let root = &self.shared.root;
+        match folder {
+            Folder::Packs => {
+                let mut shards = entries(&root.join("packs"))?;
+                shards.retain(|path| path.is_dir());
+                Ok(shards)
+            }
+            Folder::Points => Ok(vec![root.join("points")]),
+            Folder::Notes(point) => Ok(vec![root.join("points").join(format!("{point}.notes"))]),
+        }
+    }
+}
+
+impl Storage for LocalStorage {
+    fn create(&self, name: &ObjectName) -> Result<Box<dyn ObjectWriter>> {
+        let path = self.path_of(name);
+        if path.exists() {
+            return Err(exists(path));
+        }
+        let (folders, _) = name.path_parts();
+        self.shared.make_folders(&folders)?;
+        let mut temporary = path.clone().into_os_string();
+        temporary.push(TEMPORARY_SUFFIX);
+        let temporary = PathBuf::from(temporary);
+        let file = create_locked(&temporary)?;
+        Ok(Box::new(LocalWriter {
+            file,
+            temporary,
+            path,
+            state: State::Writing,
+            written: 0,
+            sent_out: 0,
+        }))
+    }
+
+    fn read_at(&self, name: &ObjectName, offset: u64, buffer: &mut [u8]) -> Result<()> {
+        let file = self.open_file(name)?;
+        file.read_exact_at(buffer, offset).map_err(|source| {
+            if source.kind() == io::ErrorKind::UnexpectedEof {
+                Error::Corrupt {
+                    what: format!("{name} at offset {offset}"),
+                    expected: format!("{} bytes", buffer.len()),
+                    found: "the end of the file".into(),
+                }
+            } else {
+                Error::Io {
+                    verb: "read",
+                    path: self.path_of(name),
+                    offset: Some(offset),
+                    source,
+                }
+            }
+        })
+    }
+
+    fn len(&self, name: &ObjectName) -> Result<Option<u64>> {
+        let path = self.path_of(name);
+        match fs::metadata(&path) {
+            Ok(metadata) => Ok(Some(metadata.len())),
+            Err(error) if error.kind() == io::ErrorKind::NotFound => Ok(None),
+            Err(error) => Err(Error::io("look at", path)(error)),
+        }
+    }
+
+    fn list(&self, folder: Folder) -> Result<Vec<ObjectName>> {
+        let mut names = Vec::new();
+        for directory in self.folder_paths(folder)? {
+            for path in entries(&directory)? {
+                // A file counts only where its name says it belongs.
+                names.extend(parse_name(folder, &path).filter(|name| self.path_of(name) == path));
+            }
+        }
+        names.sort_unstable();
+        Ok(names)
+    }
+
+    fn delete(&self, name: &ObjectName) -> Result<bool> {
+        let path = self.path_of(name);
+        lock(&self.shared.open_files).files.remove(name);
+        match fs::remove_file(&path) {
+            Ok(()) => {
+                sync_directory(parent(&path))?;
+                Ok(true)
+            }
+            Err(error) if error.kind() == io::ErrorKind::NotFound => {
+                // The one who deleted it may have died before its sync.
+                if parent(&path).is_dir() {
+                    sync_directory(parent(&path))?;
+                }
+                Ok(false)
+            }
+            Err(error) => Err(Error::io("delete", path)(error)),
+        }
+    }
+
+    fn remove_debris(&self) -> Result<u64> {
+        let root = &self.shared.root;
+        let mut directories = vec![root.clone()];
+        directories.extend(self.folder_paths(Folder::Packs)?);
+        let points = root.join("points");
+        let notes = entries(&points)?.into_iter().filter(|path| path.is_dir());
+        directories.extend(notes);
+        directories.push(points);
+
+        let mut freed = 0;
+        for directory in directories {
+            for path in entries(&directory)? {
+                let is_temporary = path.file_name().is_some_and(|name| {
+                    name.as_encoded_bytes()
+                        .ends_with(TEMPORARY_SUFFIX.as_bytes())
+                });
+                if is_temporary {
+                    freed += remove_if_abandoned(&path).map_err(Error::io("remove", &path))?;
+                }
+            }
+        }
+        Ok(freed)
+    }
+}
+
+impl Shared {
+    fn path_of(&self, name: &ObjectName) -> PathBuf {
+        let (folders, file) = name.path_parts();
+        let mut path = self.root.clone();
+        path.extend(folders);
+        path.push(file);
+        path
+    }
+
+    /// Makes the directories of an object, each inside the one before, and their entries durable.
+    fn make_folders(&self, folders: &[String]) -> Result<()> {
+        let mut durable = lock(&self.durable_folders);
+        let mut above = self.root.clone();
+        for folder in folders {
+            let path = above.join(folder);
+            if !durable.contains(&path) {
+                match DirBuilder::new().mode(0o700).create(&path) {
+                    Err(error) if error.kind() != io::ErrorKind::AlreadyExists => {
+                        return Err(Error::io("create directory", path)(error));
+                    }
+                    _ => {}
+                }
+                // One sync covers every directory there was before it.
+                let siblings = entries(&above)?;
+                sync_directory(&above)?;
+                durable.extend(siblings);
+                durable.insert(path.clone());
+            }
+            above = path;
+        }
+        Ok(())
+    }
+}
+
+impl OpenFiles {
+    fn get(&mut self, name: &ObjectName) -> Option<Arc<File>> {
+        self.clock += 1;
+        let (file, used) = self.files.get_mut(name)?;
+        *used = self.clock;
+        Some(Arc::clone(file))
+    }
+
+    fn insert(&mut self, name: ObjectName, file: Arc<File>) {
+        if self.files.len() >= OPEN_FILES_MAX {
+            let oldest = self.files.iter().min_by_key(|(_, (_, used))| *used);
+            if let Some(oldest) = oldest.map(|(name, _)| *name) {
+                self.files.remove(&oldest);
+            }
+        }
+        self.files.insert(name, (file, self.clock));
+    }
+}
+
+#[derive(PartialEq, Eq)]
+enum State {
+    Writing,
+    Failed,
+    Finished,
+}
+
+struct LocalWriter {
+    file: File,
+    temporary: PathBuf,
+    path: PathBuf,
+    state: State,
+    written: u64,
+    sent_out: u64,
+}
+
+impl LocalWriter {
+    fn begin_write_out(&mut self) {
+        let Some(len) = NonZeroU64::new(self.written - self.sent_out) else {
+            return;
+        };
+        // Linux begins to write out what is dirty. Advice: nothing depends on it.
+        let _ = rustix::fs::fadvise(&self.file, self.sent_out, Some(len), Advice::DontNeed);
+        self.sent_out = self.written;
+    }
+}
+
+impl ObjectWriter for LocalWriter {
+    fn append(&mut self, bytes: &[u8]) -> Result<()> {
+        if self.state != State::Writing {
+            return Err(Error::Poisoned);
+        }
+        self.file.write_all(bytes).map_err(|source| {
+            self.state = State::Failed;
+            Error::Io {
+                verb: "write",
+                path: self.temporary.clone(),
+                offset: Some(self.written),
+                source,
+            }
+        })?;
+        self.written += bytes.len() as u64;
+        if self.written - self.sent_out >= WRITE_BEHIND_BYTES {
+            self.begin_write_out();
+        }
+        Ok(())
+    }
+
+    fn finish(mut self: Box<Self>) -> Result<()> {
+        if self.state != State::Writing {
+            return Err(Error::Poisoned);
+        }
+        self.file
+            .sync_all()
+            .map_err(Error::io("sync", &self.temporary))?;
+        rename_new(&self.temporary, &self.path)?;
+        self.state = State::Finished;
+        sync_directory(parent(&self.path))
+    }
+}
+
+impl Drop for LocalWriter {
+    fn drop(&mut self) {
+        if self.state != State::Finished {
+            // Should it fail, it is debris like a killed writer's.
+            let _ = fs::remove_file(&self.temporary);
+        }
+    }
+}
+
+/// Creates a temporary file and locks it. Takes the place of an abandoned one.
+fn create_locked(path: &Path) -> Result<File> {
+    loop {
+        let created = OpenOptions::new()
+            .write(true)
+            .create_new(true)
+            .mode(0o600)
+            .open(path);
+        let file = match created {
+            Ok(file) => file,
+            Err(error) if error.kind() == io::ErrorKind::AlreadyExists => {
+                remove_if_abandoned(path).map_err(Error::io("remove", path))?;
+                if path.exists() {
+                    return Err(Error::Busy {
+                        what: path.display().to_string(),
+                        holder: "another process that is writing it".into(),
+                    });
+                }
+                continue;
+            }
+            Err(error) => return Err(Error::io("create", path)(error)),
+        };
+        match try_lock(&file) {
+            // Whoever clears away debris may have seen the file before it was locked.
+            Ok(true) if file.metadata().is_ok_and(|metadata| metadata.nlink() > 0) => {
+                return Ok(file);
+            }
+            Ok(_) => {}
+            Err(error) => return Err(Error::io("lock", path)(error)),
+        }
+    }
+}
+
+/// Removes a temporary file nobody holds locked, and says how long it was.
+fn remove_if_abandoned(path: &Path) -> io::Result<u64> {
+    let gone = |error: &io::Error| error.kind() == io::ErrorKind::NotFound;
+    let file = match File::open(path) {
+        Ok(file) => file,
+        Err(error) if gone(&error) => return Ok(0),
+        Err(error) => return Err(error),
+    };
+    if !try_lock(&file)? {
+        return Ok(0);
+    }
+    let len = file.metadata()?.len();
+    match fs::remove_file(path) {
+        Ok(()) => Ok(len),
+        // Renamed into place between our two looks.
+        Err(error) if gone(&error) => Ok(0),
+        Err(error) => Err(error),
+    }
+}
+
+fn try_lock(file: &File) -> io::Result<bool> {
+    match rustix::fs::flock(file, FlockOperation::NonBlockingLockExclusive) {
+        Ok(()) => Ok(true),
+        Err(Errno::WOULDBLOCK) => Ok(false),
+        Err(errno) => Err(errno.into()),
+    }
+}
+
+/// Renames, but never over something that exists.
+fn rename_new(from: &Path, to: &Path) -> Result<()> {
+    match rustix::fs::renameat_with(CWD, from, CWD, to, RenameFlags::NOREPLACE) {
+        Ok(()) => Ok(()),
+        Err(Errno::EXIST) => Err(exists(to.into())),
+        // The file system does not know the flag; a link refuses to replace as well.
+        Err(Errno::INVAL | Errno::NOSYS) => match fs::hard_link(from, to) {
+            Ok(()) => fs::remove_file(from).map_err(Error::io("remove", from)),
+            Err(error) if error.kind() == io::ErrorKind::AlreadyExists => Err(exists(to.into())),
+            Err(error) => Err(Error::io("create", to)(error)),
+        },
+        Err(errno) => Err(Error::io("create", to)(errno.into())),
+    }
+}
+
+/// Makes the entries of a directory durable.
+fn sync_directory(path: &Path) -> Result<()> {
+    File::open(path)
+        .and_then(|directory| directory.sync_all())
+        .map_err(Error::io("sync directory", path))
+}
+
+/// The paths in a directory; none when it does not exist.
+fn entries(directory: &Path) -> Result<Vec<PathBuf>> {
+    let list = match fs::read_dir(directory) {
+        Ok(list) => list,
+        Err(error) if error.kind() == io::ErrorKind::NotFound => return Ok(Vec::new()),
+        Err(error) => return Err(Error::io("list", directory)(error)),
+    };
+    list.map(|entry| entry.map(|entry| entry.path()))
+        .collect::<io::Result<_>>()
+        .map_err(Error::io("list", directory))
+}
+
+fn parse_name(folder: Folder, path: &Path) -> Option<ObjectName> {
+    let file = path.file_name()?.to_str()?;
+    match folder {
+        Folder::Packs => Some(ObjectName::Pack(file.strip_suffix(".pack")?.parse().ok()?)),
+        Folder::Points => Some(ObjectName::Point(file.parse().ok()?)),
+        Folder::Notes(point) => Some(ObjectName::Note {
+            point,
+            note: file.parse().ok()?,
+        }),
+    }
+}
+
+fn parent(path: &Path) -> &Path {
+    path.parent().expect("objects lie below the root directory")
+}
+
+fn exists(path: PathBuf) -> Error {
+    Error::AlreadyExists {
+        path,
+        why: "objects are never replaced".into(),
+    }
+}
