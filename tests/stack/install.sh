@@ -17,7 +17,9 @@
 
 set -euo pipefail
 
-readonly RUST_MIN=85 # the minor version in rust-version of Cargo.toml
+# The minor version in `rust-version = "1.90"`.
+RUST_MIN=$(sed -n 's/^rust-version = "1\.\([0-9]*\).*/\1/p' "$(dirname "$0")/../../Cargo.toml")
+readonly RUST_MIN
 
 build=(ca-certificates make gcc libc6-dev pkg-config libvirt-dev libnbd-dev)
 demo=(libvirt-daemon-system libvirt-clients qemu-system-x86 qemu-utils iproute2 busybox-static
@@ -81,9 +83,14 @@ apt_install() {
         apt-get install -y --no-remove --no-install-recommends "$@" 2>&1) || fail "apt failed:"$'\n'"$output"
 }
 
+# Whether apt finds a way that removes nothing.
+would_install() {
+    apt-get install -s --no-remove --no-install-recommends "$@" >/dev/null 2>&1
+}
+
 install_packages() {
     say "installing $*"
-    if apt-get install -s -qq --no-remove --no-install-recommends "$@" >/dev/null 2>&1; then
+    if would_install "$@"; then
         apt_install "$@"
     elif has_backports_installed; then
         add_backports
@@ -132,7 +139,7 @@ have_rust() {
     local version
     command -v cargo >/dev/null && command -v rustfmt >/dev/null &&
         command -v cargo-clippy >/dev/null || return 1
-    version=$(rustc --version 2>/dev/null) || return 1 # "rustc 1.85.0 (...)"
+    version=$(rustc --version 2>/dev/null) || return 1 # "rustc 1.90.0 (...)"
     version=${version#rustc 1.}
     ((${version%%.*} >= RUST_MIN))
 }
@@ -151,6 +158,8 @@ install_rust() {
     else
         fail "no Rust 1.$RUST_MIN or newer in Debian's packages here: install it from rustup.rs"
     fi
+    would_install "${packages[@]}" || fail "the Rust from Debian's packages here is older than" \
+        "1.$RUST_MIN; this puts a newer one in its place: apt-get install ${packages[*]}"
     say "installing Rust: ${packages[*]}"
     apt_install "${packages[@]}"
     have_rust || fail "installed ${packages[*]}, but cargo is still not a recent one: see PATH"
