@@ -17,11 +17,12 @@ pub mod codec;
 pub mod config;
 mod env;
 mod error;
+mod file_system;
 #[doc(hidden)]
 pub mod format;
-mod file_system;
 mod ids;
-mod index;
+#[doc(hidden)]
+pub mod index;
 #[doc(hidden)]
 pub mod keys;
 mod lease;
@@ -30,6 +31,8 @@ mod lock;
 mod manifest;
 mod pin;
 mod point;
+#[cfg(test)]
+mod processes;
 mod progress;
 mod read;
 mod repository;

@@ -1,17 +1,41 @@
 //! A repository on a local file system: making one, opening one, and what it offers.
 
+use std::collections::HashMap;
+use std::fs;
 use std::path::{Path, PathBuf};
+use std::sync::Arc;
 
+use crate::cache::Cache;
+use crate::config::{CONFIG_BYTES_MAX, Config};
+use crate::file_system;
+use crate::format;
+use crate::format::geometry::{ChunkSize, FanOut};
+use crate::format::point::POINT_BYTES_MAX;
+use crate::index::{FileGate, Identity, Index, IndexLock, LocalFiles, NoLock};
+use crate::keys::IdKey;
+use crate::lease::{LeaseStore, Roots};
+use crate::limits::NODES_CACHED_MAX;
+use crate::storage::{Folder, LocalStorage, ObjectName, Storage};
+use crate::store::Store;
 use crate::{
-    Backup, ByteLen, Disk, DiskReader, DomainLock, DomainUuid, Env, Point, PointId, RepoId, Result,
-    StoredFile,
+    Backup, ByteLen, Codec, Disk, DiskReader, DomainLock, DomainUuid, Env, Error, Point, PointId,
+    RepoId, Result, StoredFile,
 };
+
+/// The folders of a repository.
+const FOLDERS: [&str; 5] = ["packs", "points", "leases", "pins", "locks"];
+/// The settings: a directory with this file is a repository.
+const CONFIG: &str = "config.toml";
+/// The index file.
+const INDEX: &str = "index.redb";
 
 /// How `init` sets a repository up.
 #[derive(Clone, Debug)]
 pub struct InitOptions {
     /// Bytes per chunk: a power of two from 4 KiB to 4 MiB; 64 KiB by default.
     pub chunk_size: ByteLen,
+    /// Children per manifest node: 256, or 64.
+    pub fan_out: u16,
     /// How new records are compressed.
     pub codec: Codec,
     /// Accept a network file system.
@@ -21,22 +45,12 @@ pub struct InitOptions {
 impl Default for InitOptions {
     fn default() -> Self {
         Self {
-            chunk_size: ByteLen(64 << 10),
+            chunk_size: ByteLen(ChunkSize::DEFAULT.as_u64()),
+            fan_out: FanOut::DEFAULT.as_u16(),
             codec: Codec::Lz4,
             unsafe_network_fs: false,
         }
     }
-}
-
-/// How records are compressed. Parses from and prints as `lz4`, `zstd:3`, `none`.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub enum Codec {
-    /// Stored as they are.
-    None,
-    /// LZ4 block format.
-    Lz4,
-    /// Zstandard at this level, 1 to 22 (`zstd` alone means 3).
-    Zstd(u8),
 }
 
 /// How a repository is opened.
@@ -53,6 +67,12 @@ pub struct OpenOptions {
 /// An open repository. Cheap to share; many processes may have one open at once.
 pub struct Repository {
     path: PathBuf,
+    config: Config,
+    store: Arc<Store>,
+    leases: LeaseStore,
+    /// Neither locks nor leases are taken: nothing can be written here anyway.
+    lockless: bool,
+    read_only: bool,
 }
 
 /// What a repository holds.
@@ -75,14 +95,82 @@ pub struct Stats {
 impl Repository {
     /// Makes a new repository in `path`, which must be missing or an empty directory.
     pub fn init(path: &Path, options: &InitOptions, env: Env) -> Result<Self> {
-        let _ = (path, options, env);
-        unimplemented!()
+        let config = new_config(path, options, &env)?;
+        if path.join(CONFIG).exists() {
+            let why = "a repository is there already".to_owned();
+            return Err(Error::AlreadyExists {
+                path: path.to_owned(),
+                why,
+            });
+        }
+        refuse_foreign_content(path)?;
+        for folder in FOLDERS {
+            let folder = path.join(folder);
+            fs::create_dir_all(&folder).map_err(Error::io("create", &folder))?;
+        }
+        if !options.unsafe_network_fs {
+            file_system::refuse_network(path)?;
+        }
+        Index::create(
+            Arc::new(LocalFiles::new(path)),
+            Arc::new(FileGate::new(&path.join("locks"), "virtkeep init")),
+            identity(&config),
+        )?;
+        // Last: without its settings it is no repository yet, and `init` can be repeated.
+        LocalStorage::new(path).put(&ObjectName::Config, config.print().as_bytes())?;
+        sync_directory(
+            path.parent()
+                .filter(|parent| !parent.as_os_str().is_empty()),
+        )?;
+        let options = OpenOptions {
+            unsafe_network_fs: options.unsafe_network_fs,
+            ..OpenOptions::default()
+        };
+        Self::open(path, &options, env)
     }
 
     /// Opens the repository at `path`.
     pub fn open(path: &Path, options: &OpenOptions, env: Env) -> Result<Self> {
-        let _ = (path, options, env);
-        unimplemented!()
+        let storage = LocalStorage::new(path);
+        let config = read_config(path, &storage)?;
+        if !options.read_only {
+            config.check_writable()?;
+        }
+        if !options.unsafe_network_fs {
+            file_system::refuse_network(path)?;
+        }
+        let read_only_media = file_system::is_read_only(path)?;
+        if read_only_media && !options.read_only {
+            let why = "its file system is mounted read-only".to_owned();
+            return Err(Error::ReadOnly {
+                path: path.to_owned(),
+                why,
+            });
+        }
+        let lockless = read_only_media || (options.read_only && options.no_lock);
+        let lock: Arc<dyn IndexLock> = if lockless {
+            Arc::new(NoLock::new(path))
+        } else {
+            Arc::new(FileGate::new(&path.join("locks"), "virtkeep"))
+        };
+        let index = Index::open(Arc::new(LocalFiles::new(path)), lock, identity(&config))?;
+        let store = Store {
+            storage: Arc::new(storage),
+            index,
+            keys: config.keys(),
+            fan_out: config.fan_out,
+            codec: config.codec,
+            nodes: Cache::new(NODES_CACHED_MAX),
+            env: env.clone(),
+        };
+        Ok(Self {
+            path: path.to_owned(),
+            config,
+            store: Arc::new(store),
+            leases: LeaseStore::new(&path.join("leases"), env),
+            lockless,
+            read_only: options.read_only,
+        })
     }
 
     /// Where it is.
@@ -92,64 +180,267 @@ impl Repository {
 
     /// Its random name; checkpoints carry the first 8 digits.
     pub fn id(&self) -> RepoId {
-        unimplemented!()
+        self.config.id
     }
 
     /// Bytes per chunk.
     pub fn chunk_size(&self) -> ByteLen {
-        unimplemented!()
+        ByteLen(self.config.chunk_size.as_u64())
     }
 
     /// How new records are compressed.
     pub fn codec(&self) -> Codec {
-        unimplemented!()
+        self.config.codec
     }
 
     /// All points, oldest first.
+    ///
+    /// The records in `points/` say which there are; the index only spares reading them.
     pub fn points(&self) -> Result<Vec<Point>> {
-        unimplemented!()
+        let mut cached: HashMap<PointId, Vec<u8>> =
+            self.store.index.points()?.into_iter().collect();
+        let mut points = Vec::new();
+        for name in self.store.storage.list(Folder::Points)? {
+            let ObjectName::Point(id) = name else {
+                continue;
+            };
+            let point = cached
+                .remove(&id)
+                .and_then(|record| format::point::decode(&record, id, &self.store.keys).ok());
+            match point {
+                Some(point) => points.push(point),
+                None => points.extend(self.load_uncached(id)?),
+            }
+        }
+        points.sort_by_key(|point| (point.time, point.id));
+        Ok(points)
     }
 
     /// One point.
     pub fn point(&self, id: PointId) -> Result<Point> {
-        let _ = id;
-        unimplemented!()
+        let record = self.record(id)?;
+        format::point::decode(&record, id, &self.store.keys)
     }
 
     /// The uuid that stands for `name` where there is no libvirt domain (`--image`, `--nbd`): the
     /// same name always gives the same uuid in one repository.
     pub fn uuid_for_name(&self, name: &str) -> DomainUuid {
-        let _ = name;
-        unimplemented!()
+        let hash = self
+            .store
+            .keys
+            .blob_id(format!("uuid of {name}").as_bytes());
+        let mut bytes = [0; 16];
+        bytes.copy_from_slice(&hash.as_bytes()[..16]);
+        // Version 8 (made by rules of one's own) and variant 1, RFC 9562 section 5.8.
+        bytes[6] = bytes[6] & 0x0f | 0x80;
+        bytes[8] = bytes[8] & 0x3f | 0x80;
+        DomainUuid::from_bytes(bytes)
     }
 
     /// Keeps a second backup of the domain out. `Error::Busy` at once when one is running.
     pub fn lock_domain(&self, domain: DomainUuid) -> Result<DomainLock> {
-        let _ = domain;
-        unimplemented!()
+        self.check_writable()?;
+        DomainLock::take(&self.path.join("locks"), domain, "virtkeep backup")
     }
 
     /// Starts a backup. `parents` are the points whose disks it will refer to: held by its lease,
     /// `Error::NoSuchPoint` when one is gone. `command` is shown to others who have to wait.
     pub fn begin_backup(&self, parents: &[PointId], command: &str) -> Result<Backup> {
-        let _ = (parents, command);
-        unimplemented!()
+        self.check_writable()?;
+        self.leases.sweep()?;
+        let roots = Roots {
+            points: parents.to_vec(),
+            disks: Vec::new(),
+        };
+        let lease = self.leases.writer(command, roots, &self.store.index, |_| {
+            parents
+                .iter()
+                .try_for_each(|point| self.check_exists(*point))
+        })?;
+        Backup::start(Arc::clone(&self.store), lease)
     }
 
     /// Opens a disk of a point for reading.
     pub fn read_disk(&self, point: &Point, disk: &Disk) -> Result<DiskReader> {
-        let _ = (point, disk);
-        unimplemented!()
+        let lease = if self.lockless {
+            None
+        } else {
+            let roots = Roots {
+                points: vec![point.id],
+                disks: vec![disk.root],
+            };
+            let recheck = || self.check_exists(point.id);
+            let reader = |_: &_| recheck();
+            Some(
+                self.leases
+                    .reader("virtkeep", roots, &self.store.index, reader)?,
+            )
+        };
+        DiskReader::open(Arc::clone(&self.store), disk.root, lease)
     }
 
     /// The content of a file kept with a point.
     pub fn read_file(&self, file: &StoredFile) -> Result<Vec<u8>> {
-        let _ = file;
-        unimplemented!()
+        let mut content = Vec::new();
+        for piece in &file.pieces {
+            content.append(&mut self.store.fetch(*piece)?);
+        }
+        if content.len() as u64 != file.size.0 {
+            return Err(Error::Corrupt {
+                what: format!("the stored file {}", file.name),
+                expected: file.size.to_string(),
+                found: ByteLen(content.len() as u64).to_string(),
+            });
+        }
+        Ok(content)
     }
 
     /// What the repository holds.
     pub fn stats(&self) -> Result<Stats> {
-        unimplemented!()
+        let points = self.points()?;
+        let index = self.store.index.stats()?;
+        let disks = points.iter().flat_map(|point| &point.disks);
+        Ok(Stats {
+            points: points.len() as u64,
+            disk_bytes: disks.map(|disk| disk.size.0).sum(),
+            chunks: index.data_records,
+            packs: index.packs,
+            pack_bytes: index.pack_bytes,
+            index_bytes: index.file_bytes,
+        })
     }
+
+    /// What reading and writing share.
+    pub(crate) fn store(&self) -> &Arc<Store> {
+        &self.store
+    }
+
+    /// Reads a point that the index has no row for, and gives it one. A point that has been
+    /// forgotten meanwhile is none.
+    fn load_uncached(&self, id: PointId) -> Result<Option<Point>> {
+        let record = match self.record(id) {
+            Err(Error::NoSuchPoint { .. }) => return Ok(None),
+            record => record?,
+        };
+        let point = format::point::decode(&record, id, &self.store.keys)?;
+        if !self.read_only {
+            self.store.index.put_point(id, &record)?;
+        }
+        Ok(Some(point))
+    }
+
+    fn record(&self, id: PointId) -> Result<Vec<u8>> {
+        let name = ObjectName::Point(id);
+        self.store
+            .storage
+            .read_whole(&name, POINT_BYTES_MAX as u64)
+            .map_err(|error| match error {
+                Error::Missing { .. } => Error::NoSuchPoint { point: id },
+                error => error,
+            })
+    }
+
+    fn check_exists(&self, point: PointId) -> Result<()> {
+        let len = self.store.storage.len(&ObjectName::Point(point))?;
+        len.map(drop).ok_or(Error::NoSuchPoint { point })
+    }
+
+    fn check_writable(&self) -> Result<()> {
+        if self.read_only {
+            let why = "it was opened for reading only".to_owned();
+            return Err(Error::ReadOnly {
+                path: self.path.clone(),
+                why,
+            });
+        }
+        Ok(())
+    }
+}
+
+fn new_config(path: &Path, options: &InitOptions, env: &Env) -> Result<Config> {
+    let invalid = |why: String| Error::NotARepository {
+        path: path.to_owned(),
+        why,
+    };
+    let chunk_size = ChunkSize::new(options.chunk_size.0).ok_or_else(|| {
+        let found = options.chunk_size;
+        invalid(format!(
+            "a chunk size of {found} is not a power of two from 4 KiB to 4 MiB"
+        ))
+    })?;
+    let fan_out = FanOut::new(options.fan_out.into()).ok_or_else(|| {
+        invalid(format!(
+            "a fan-out of {} is neither 64 nor 256",
+            options.fan_out
+        ))
+    })?;
+    Ok(Config::new(
+        RepoId::from_bytes(env.random_bytes()),
+        IdKey::from_bytes(env.random_bytes()),
+        chunk_size,
+        fan_out,
+        options.codec,
+    ))
+}
+
+fn read_config(path: &Path, storage: &dyn Storage) -> Result<Config> {
+    if !path.exists() {
+        return Err(Error::NoRepository {
+            path: path.to_owned(),
+        });
+    }
+    let text = storage
+        .read_whole(&ObjectName::Config, CONFIG_BYTES_MAX)
+        .map_err(|error| {
+            let why = format!("it has no {CONFIG}");
+            match error {
+                Error::Missing { .. } => Error::NotARepository {
+                    path: path.to_owned(),
+                    why,
+                },
+                error => error,
+            }
+        })?;
+    let why = format!("its {CONFIG} is not text");
+    let text = String::from_utf8(text).map_err(|_| Error::NotARepository {
+        path: path.to_owned(),
+        why,
+    })?;
+    Config::parse(&text, path)
+}
+
+fn identity(config: &Config) -> Identity {
+    Identity {
+        repo: config.id,
+        owner: config.index_owner,
+    }
+}
+
+/// An `init` that was cut short may be repeated; anything else in the directory is not ours.
+fn refuse_foreign_content(path: &Path) -> Result<()> {
+    let entries = match fs::read_dir(path) {
+        Err(error) if error.kind() == std::io::ErrorKind::NotFound => return Ok(()),
+        entries => entries.map_err(Error::io("list", path))?,
+    };
+    for entry in entries {
+        let name = entry.map_err(Error::io("list", path))?.file_name();
+        let ours = FOLDERS.iter().any(|folder| name == *folder)
+            || name.to_string_lossy().starts_with(INDEX);
+        if !ours {
+            let name = name.to_string_lossy();
+            let why = format!("it is not empty (it holds {name:?}): choose a new directory");
+            return Err(Error::AlreadyExists {
+                path: path.to_owned(),
+                why,
+            });
+        }
+    }
+    Ok(())
+}
+
+fn sync_directory(path: Option<&Path>) -> Result<()> {
+    let path = path.unwrap_or(Path::new("."));
+    fs::File::open(path)
+        .and_then(|dir| dir.sync_all())
+        .map_err(Error::io("sync", path))
 }

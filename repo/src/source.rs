@@ -5,6 +5,7 @@
 //! of NBD or libvirt. The rule for every implementation: *fail toward copying more*. What is not
 //! known to be zero or unchanged is data.
 
+use crate::budget::Permit;
 use crate::{ByteLen, DiskOffset};
 
 /// What is known of a range of the disk without reading it.
@@ -46,6 +47,8 @@ pub struct ReadRequest {
     pub offset: DiskOffset,
     /// Where to put the bytes; its length is the length of the read.
     pub buffer: Vec<u8>,
+    /// Lets go of the memory's share of the budget.
+    pub(crate) permit: Permit,
 }
 
 /// The answer of [`ReadQueue::next`].

@@ -1,0 +1,260 @@
+//! Taking in records: what is new goes into packs, packs into the index.
+//!
+//! The order that nothing may break: a pack is durable before the index names it, and an id counts
+//! as known only once this run has it in hand or the index names it. The first failure poisons the
+//! intake; nothing is written after it.
+
+use std::collections::HashSet;
+use std::sync::atomic::{AtomicBool, Ordering};
+use std::sync::{Arc, Mutex, MutexGuard};
+use std::thread;
+
+use crossbeam_channel::{Receiver, Sender};
+
+use crate::PackKind;
+use crate::format::node::{Node, Root};
+use crate::format::pack::PackWriter;
+use crate::format::record;
+use crate::ids::ContentId;
+use crate::index::NewPack;
+use crate::manifest::NodeSink;
+use crate::store::Store;
+use crate::sync::lock;
+use crate::{Error, LeaseId, NodeId, PackId, RawId, RecordKind, Result, RootId};
+
+/// Packs waiting to become durable while the next ones are written.
+const PACKS_FINISHING_MAX: usize = 1;
+
+/// Takes in the records of one backup, from all its threads.
+pub(super) struct Intake {
+    shared: Arc<Shared>,
+    data: Mutex<Option<PackWriter>>,
+    meta: Mutex<Option<PackWriter>>,
+    finishing: Option<Sender<PackWriter>>,
+    finisher: Option<thread::JoinHandle<()>>,
+}
+
+/// What the finishing thread works with, too.
+struct Shared {
+    store: Arc<Store>,
+    lease: LeaseId,
+    /// Ids stored by this run whose packs are not indexed yet.
+    in_hand: Mutex<HashSet<RawId>>,
+    failed: AtomicBool,
+    failure: Mutex<Option<Error>>,
+}
+
+/// What storing one record took.
+#[derive(Clone, Copy, Debug, Default)]
+pub(super) struct Stored {
+    /// The repository did not hold it before.
+    pub(super) new: bool,
+    /// Bytes it takes in its pack; 0 when it is not new.
+    pub(super) bytes: u64,
+}
+
+impl Intake {
+    /// An intake whose packs carry `lease`.
+    pub(super) fn start(store: Arc<Store>, lease: LeaseId) -> Self {
+        let shared = Arc::new(Shared {
+            store,
+            lease,
+            in_hand: Mutex::default(),
+            failed: AtomicBool::new(false),
+            failure: Mutex::default(),
+        });
+        let (finishing, packs) = crossbeam_channel::bounded(PACKS_FINISHING_MAX);
+        let finisher = thread::spawn({
+            let shared = Arc::clone(&shared);
+            move || shared.finish_packs(&packs)
+        });
+        Self {
+            shared,
+            data: Mutex::default(),
+            meta: Mutex::default(),
+            finishing: Some(finishing),
+            finisher: Some(finisher),
+        }
+    }
+
+    /// Stores the records that the repository does not hold; one answer per item.
+    pub(super) fn put(&self, kind: RecordKind, items: &[(RawId, &[u8])]) -> Result<Vec<Stored>> {
+        self.shared.check()?;
+        let unknown = self.unknown(items)?;
+        let mut answers = vec![Stored::default(); items.len()];
+        for index in unknown {
+            let (id, raw) = items[index];
+            if !self.shared.in_hand().insert(id) {
+                continue;
+            }
+            let store = &self.shared.store;
+            let sealed = record::seal(&store.keys, store.codec_for(kind), kind, id, raw);
+            self.shared.note(self.append(kind, id, &sealed))?;
+            answers[index] = Stored {
+                new: true,
+                bytes: sealed.len() as u64,
+            };
+        }
+        Ok(answers)
+    }
+
+    /// Makes everything taken in durable and known to the index.
+    pub(super) fn finish(mut self) -> Result<()> {
+        for place in [&self.data, &self.meta] {
+            if let Some(writer) = lock(place).take() {
+                self.hand_over(writer)?;
+            }
+        }
+        self.wait_for_packs();
+        self.check()
+    }
+
+    /// An error once something failed: the failure itself to whom asks first.
+    pub(super) fn check(&self) -> Result<()> {
+        self.shared.check()
+    }
+
+    fn hand_over(&self, full: PackWriter) -> Result<()> {
+        // Waits for an earlier pack when the disk is slower than we are.
+        let finishing = self
+            .finishing
+            .as_ref()
+            .expect("open until the intake is finished");
+        finishing.send(full).map_err(|_| Error::Poisoned)
+    }
+
+    fn wait_for_packs(&mut self) {
+        self.finishing = None;
+        if let Some(Err(panic)) = self.finisher.take().map(thread::JoinHandle::join) {
+            std::panic::resume_unwind(panic);
+        }
+    }
+
+    /// Positions of the items that are neither in hand nor in the index.
+    fn unknown(&self, items: &[(RawId, &[u8])]) -> Result<Vec<usize>> {
+        let mut asked = Vec::with_capacity(items.len());
+        {
+            let in_hand = self.shared.in_hand();
+            asked.extend((0..items.len()).filter(|index| !in_hand.contains(&items[*index].0)));
+        }
+        if asked.is_empty() {
+            return Ok(asked);
+        }
+        let ids: Vec<RawId> = asked.iter().map(|index| items[*index].0).collect();
+        let known = self.shared.note(self.shared.store.index.known(&ids))?;
+        let mut known = known.into_iter();
+        asked.retain(|_| known.next() == Some(false));
+        Ok(asked)
+    }
+
+    fn append(&self, kind: RecordKind, id: RawId, sealed: &[u8]) -> Result<()> {
+        let pack_kind = PackKind::holding(kind);
+        let place = match pack_kind {
+            PackKind::Data => &self.data,
+            PackKind::Meta => &self.meta,
+        };
+        let mut place = lock(place);
+        if place.is_none() {
+            let store = &self.shared.store;
+            let name = PackId::from_bytes(store.env.random_bytes());
+            let storage = &*store.storage;
+            let lease = self.shared.lease;
+            *place = Some(PackWriter::create(
+                storage,
+                name,
+                pack_kind,
+                lease,
+                &store.keys,
+            )?);
+        }
+        let writer = place.as_mut().expect("made just above");
+        writer.append(kind, id, sealed)?;
+        if !writer.is_full() {
+            return Ok(());
+        }
+        let full = place.take().expect("just written to");
+        // Holding the place meanwhile keeps more than one next pack from being started.
+        self.hand_over(full)
+    }
+}
+
+impl Drop for Intake {
+    /// The lease must outlive the last pack.
+    fn drop(&mut self) {
+        if !thread::panicking() {
+            self.wait_for_packs();
+        }
+    }
+}
+
+impl NodeSink for Intake {
+    fn put_node(&self, node: &Node) -> Result<NodeId> {
+        let encoded = node.encode();
+        let id = self.shared.store.keys.node_id(&encoded);
+        self.put(RecordKind::Node, &[(id.raw(), &encoded)])?;
+        Ok(id)
+    }
+
+    fn put_root(&self, root: &Root) -> Result<RootId> {
+        let encoded = root.encode();
+        let id = self.shared.store.keys.root_id(&encoded);
+        self.put(RecordKind::Root, &[(id.raw(), &encoded)])?;
+        Ok(id)
+    }
+}
+
+impl Shared {
+    fn finish_packs(&self, packs: &Receiver<PackWriter>) {
+        for writer in packs {
+            if self.failed.load(Ordering::SeqCst) {
+                // Dropped unfinished, it removes itself.
+                continue;
+            }
+            self.note(self.finish_pack(writer)).ok();
+        }
+    }
+
+    fn finish_pack(&self, writer: PackWriter) -> Result<()> {
+        let pack = writer.finish()?;
+        let entries = pack
+            .entries
+            .iter()
+            .map(|entry| (entry.id, entry.offset, entry.len));
+        self.store.index.add_packs(&[NewPack {
+            id: pack.id,
+            kind: pack.kind,
+            lease: pack.lease,
+            bytes: pack.bytes,
+            entries: entries.collect(),
+        }])?;
+        let mut in_hand = self.in_hand();
+        for entry in &pack.entries {
+            in_hand.remove(&entry.id);
+        }
+        Ok(())
+    }
+
+    /// Remembers the first failure and passes the result on.
+    fn note<T>(&self, result: Result<T>) -> Result<T> {
+        result.or_else(|error| {
+            let mut failure = lock(&self.failure);
+            if self.failed.swap(true, Ordering::SeqCst) {
+                return Err(error);
+            }
+            *failure = Some(error);
+            Err(Error::Poisoned)
+        })
+    }
+
+    /// The first failure to whom asks first, [`Error::Poisoned`] to all others.
+    fn check(&self) -> Result<()> {
+        if self.failed.load(Ordering::SeqCst) {
+            return Err(lock(&self.failure).take().unwrap_or(Error::Poisoned));
+        }
+        Ok(())
+    }
+
+    fn in_hand(&self) -> MutexGuard<'_, HashSet<RawId>> {
+        lock(&self.in_hand)
+    }
+}

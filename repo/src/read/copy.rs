@@ -1,0 +1,262 @@
+//! Copying a range of a disk to a sink, reading packs in their own order.
+//!
+//! The places of many chunks are looked up at once and sorted by pack and offset; neighbouring
+//! records are fetched with one read, unpacked and verified in parallel, and handed over in runs as
+//! long as the disk and the packs agree on the order. So a point scattered over a thousand packs is
+//! read with as few seeks as its window allows.
+
+use std::ops::Range;
+use std::sync::Mutex;
+use std::sync::atomic::{AtomicBool, Ordering};
+
+use super::{DiskReader, DiskSink};
+use crate::budget::Budget;
+use crate::ids::ContentId;
+use crate::index::Location;
+use crate::limits::{
+    COPY_WINDOW_CHUNKS_MAX, PACK_READ_BYTES_MAX, PACK_READ_GAP_MAX, RESTORE_BYTES_IN_FLIGHT_MAX,
+    SINK_WRITE_BYTES_MAX,
+};
+use crate::storage::ObjectName;
+use crate::sync::lock;
+use crate::{
+    ByteLen, Cancel, ChunkId, DiskOffset, Error, ExtentState, Progress, RecordKind, Result,
+};
+
+/// A chunk to be copied: where it belongs and where it is kept.
+#[derive(Clone, Copy)]
+struct Item {
+    /// Position of the chunk on the disk.
+    at: u64,
+    id: ChunkId,
+    location: Location,
+}
+
+/// What all tasks of a copy share.
+struct Copy<'a> {
+    reader: &'a DiskReader,
+    range: Range<u64>,
+    sink: &'a dyn DiskSink,
+    progress: &'a dyn Progress,
+    cancel: &'a Cancel,
+    failed: AtomicBool,
+    failure: Mutex<Option<Error>>,
+}
+
+/// Copies `range` of the disk.
+pub(super) fn copy(
+    reader: &DiskReader,
+    range: Range<u64>,
+    sink: &dyn DiskSink,
+    progress: &dyn Progress,
+    cancel: &Cancel,
+) -> Result<()> {
+    let (failed, failure) = (AtomicBool::new(false), Mutex::new(None));
+    let copy = Copy {
+        reader,
+        range,
+        sink,
+        progress,
+        cancel,
+        failed,
+        failure,
+    };
+    let budget = Budget::new(RESTORE_BYTES_IN_FLIGHT_MAX);
+    rayon::in_place_scope(|scope| {
+        let mut at = copy.range.start;
+        while at < copy.range.end && !copy.stopped() {
+            let (end, window) = copy.window(at)?;
+            for read in into_reads(window) {
+                let Some(permit) = budget.take(copy.memory(&read), || copy.stopped()) else {
+                    break;
+                };
+                let copy = &copy;
+                scope.spawn(move |_| {
+                    let _permit = permit;
+                    if !copy.stopped()
+                        && let Err(error) = copy.read(&read)
+                    {
+                        copy.fail(error);
+                    }
+                });
+            }
+            at = end;
+        }
+        Ok(())
+    })?;
+    cancel.check()?;
+    lock(&copy.failure).take().map_or(Ok(()), Err)
+}
+
+impl Copy<'_> {
+    /// The chunks from `at` on, as many as one window holds, in the order of the packs, and where the
+    /// window ends. Zeroes on the way go to the sink at once.
+    fn window(&self, mut at: u64) -> Result<(u64, Vec<Item>)> {
+        let chunk_bytes = self.reader.root.chunk_size.as_u64();
+        let until = DiskOffset(self.range.end);
+        let mut tree = self.reader.tree();
+        let mut places: Vec<(u64, ChunkId)> = Vec::new();
+        while at < until.0 && places.len() < COPY_WINDOW_CHUNKS_MAX && !self.stopped() {
+            for extent in self.reader.extents(DiskOffset(at), until)? {
+                if extent.state == ExtentState::Zero {
+                    self.sink
+                        .zero(extent.start, extent.len)
+                        .map_err(Error::Source)?;
+                    self.progress.passed(extent.len.0);
+                    at = extent.end().0;
+                    continue;
+                }
+                while at < extent.end().0 && places.len() < COPY_WINDOW_CHUNKS_MAX {
+                    let start = at - at % chunk_bytes;
+                    let id = self.reader.chunk_at(&mut tree, at)?;
+                    places.push((start, id.expect("an extent of data consists of chunks")));
+                    at = (start + chunk_bytes).min(extent.end().0);
+                }
+                if at < extent.end().0 {
+                    break;
+                }
+            }
+        }
+        let ids: Vec<_> = places.iter().map(|(_, id)| id.raw()).collect();
+        let locations = self.reader.store.locate(RecordKind::Chunk, &ids)?;
+        let mut items: Vec<Item> = places
+            .into_iter()
+            .zip(locations)
+            .map(|((at, id), location)| Item { at, id, location })
+            .collect();
+        items.sort_unstable_by_key(|item| (item.location.pack, item.location.offset, item.at));
+        Ok((at, items))
+    }
+
+    /// Bytes a read holds in memory, about: what it fetches, and one run for the sink.
+    fn memory(&self, read: &[Item]) -> u64 {
+        let chunk_bytes = self.reader.root.chunk_size.as_u64();
+        span(read).end - span(read).start
+            + SINK_WRITE_BYTES_MAX.min(read.len() as u64 * chunk_bytes)
+    }
+
+    /// Fetches neighbouring records and hands their chunks over.
+    fn read(&self, read: &[Item]) -> Result<()> {
+        let store = &self.reader.store;
+        let pack = read[0].location.pack;
+        let span = span(read);
+        let mut bytes = vec![0; usize::try_from(span.end - span.start).expect("a read is small")];
+        let fetched = match store
+            .storage
+            .read_at(&ObjectName::Pack(pack), span.start, &mut bytes)
+        {
+            Ok(()) => true,
+            // Prune has moved the records: each is looked up anew.
+            Err(error) if store.is_gone(pack, &error) => false,
+            Err(error) => return Err(error),
+        };
+        self.progress.moved(span.end - span.start);
+        let mut run = Run {
+            copy: self,
+            at: 0,
+            bytes: Vec::new(),
+        };
+        for item in read {
+            let from = usize::try_from(u64::from(item.location.offset) - span.start)
+                .expect("inside a small read");
+            let sealed = &bytes[from..from + item.location.len as usize];
+            if self.stopped() {
+                return Ok(());
+            }
+            let place = run.place_for(item.at)?;
+            if fetched {
+                store.open_into(
+                    RecordKind::Chunk,
+                    item.id.raw(),
+                    item.location,
+                    sealed,
+                    place,
+                )?;
+            } else {
+                super::copy_padded(&store.fetch(item.id)?, 0, place);
+            }
+        }
+        run.flush()
+    }
+
+    fn fail(&self, error: Error) {
+        lock(&self.failure).get_or_insert(error);
+        self.failed.store(true, Ordering::SeqCst);
+    }
+
+    fn stopped(&self) -> bool {
+        self.failed.load(Ordering::SeqCst) || self.cancel.is_cancelled()
+    }
+}
+
+/// Consecutive chunks on their way to the sink.
+struct Run<'a> {
+    copy: &'a Copy<'a>,
+    at: u64,
+    bytes: Vec<u8>,
+}
+
+impl Run<'_> {
+    /// Room for the chunk at `at`, as long as the disk is there. What does not follow on the run so
+    /// far starts a new one.
+    fn place_for(&mut self, at: u64) -> Result<&mut [u8]> {
+        let root = &self.copy.reader.root;
+        let len = root.chunk_size.as_u64().min(root.size - at);
+        let follows = at == self.at + self.bytes.len() as u64;
+        if !follows || self.bytes.len() as u64 + len > SINK_WRITE_BYTES_MAX {
+            self.flush()?;
+            self.at = at;
+        }
+        let used = self.bytes.len();
+        self.bytes
+            .resize(used + usize::try_from(len).expect("chunks are small"), 0);
+        Ok(&mut self.bytes[used..])
+    }
+
+    /// Hands the run over, as far as it lies in the range that is copied.
+    fn flush(&mut self) -> Result<()> {
+        let end = self.at + self.bytes.len() as u64;
+        let start = self.at.max(self.copy.range.start);
+        let end = end.min(self.copy.range.end);
+        if start < end {
+            let inside = usize::try_from(start - self.at).expect("inside a small buffer");
+            let len = usize::try_from(end - start).expect("inside a small buffer");
+            let bytes = &self.bytes[inside..inside + len];
+            self.copy
+                .sink
+                .write(DiskOffset(start), bytes)
+                .map_err(Error::Source)?;
+            self.copy.progress.passed(ByteLen(end - start).0);
+        }
+        self.bytes.clear();
+        Ok(())
+    }
+}
+
+/// Cuts the items, sorted by place, into reads of neighbours.
+fn into_reads(items: Vec<Item>) -> impl Iterator<Item = Vec<Item>> {
+    let mut items = items.into_iter().peekable();
+    std::iter::from_fn(move || {
+        let mut read = vec![items.next()?];
+        let first = read[0].location;
+        while let Some(next) = items.next_if(|next| {
+            let last = read[read.len() - 1].location;
+            let (last_end, next_end) = (
+                last.offset + last.len,
+                next.location.offset + next.location.len,
+            );
+            next.location.pack == first.pack
+                && next.location.offset <= last_end.saturating_add(PACK_READ_GAP_MAX)
+                && next_end - first.offset <= PACK_READ_BYTES_MAX
+        }) {
+            read.push(next);
+        }
+        Some(read)
+    })
+}
+
+/// The bytes of the pack that a read covers.
+fn span(read: &[Item]) -> Range<u64> {
+    let (first, last) = (read[0].location, read[read.len() - 1].location);
+    u64::from(first.offset)..u64::from(last.offset) + u64::from(last.len)
+}

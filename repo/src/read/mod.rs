@@ -1,0 +1,171 @@
+//! Reading a disk of a point. Every byte is verified against its id before it is handed out.
+
+mod copy;
+
+use std::sync::Arc;
+
+use crate::cache::Cache;
+use crate::format::node::Root;
+use crate::lease::ReaderLease;
+use crate::limits::{CHUNKS_CACHED_MAX, EXTENTS_PER_CALL_MAX};
+use crate::manifest::{NodeSource, Shape, Tree, chunk};
+use crate::store::Store;
+use crate::{
+    ByteLen, Cancel, ChunkId, DiskOffset, Extent, ExtentState, Progress, Result, RootId,
+    SourceError,
+};
+
+/// One disk of one point, readable at any place. Holds a reader lease while it lives; it can be
+/// shared between threads.
+pub struct DiskReader {
+    store: Arc<Store>,
+    root: Root,
+    chunks: Cache<ChunkId, Vec<u8>>,
+    _lease: Option<ReaderLease>,
+}
+
+/// Takes the bytes of a disk that is being restored. Called from several threads, for ranges that
+/// do not overlap, in any order. The error ends the restore and is reported as `Error::Source`.
+pub trait DiskSink: Sync {
+    /// Bytes at `offset`. Whole chunks of zeroes never come this way.
+    fn write(&self, offset: DiskOffset, bytes: &[u8]) -> Result<(), SourceError>;
+
+    /// `len` zeroes at `offset`. Ranges of any size, up to the whole disk.
+    fn zero(&self, offset: DiskOffset, len: ByteLen) -> Result<(), SourceError>;
+}
+
+impl DiskReader {
+    /// A reader of the disk that `root` names.
+    pub(crate) fn open(
+        store: Arc<Store>,
+        root: RootId,
+        lease: Option<ReaderLease>,
+    ) -> Result<Self> {
+        let root = store.root(root)?;
+        Ok(Self {
+            store,
+            root,
+            chunks: Cache::new(CHUNKS_CACHED_MAX),
+            _lease: lease,
+        })
+    }
+
+    /// The size of the disk.
+    pub fn size(&self) -> ByteLen {
+        ByteLen(self.root.size)
+    }
+
+    /// Fills `buffer` with the bytes at `offset`; the range must lie inside the disk.
+    pub fn read_at(&self, offset: DiskOffset, buffer: &mut [u8]) -> Result<()> {
+        self.assert_inside(offset, offset.plus(ByteLen(buffer.len() as u64)));
+        let chunk_bytes = self.root.chunk_size.as_u64();
+        let mut tree = self.tree();
+        let mut at = offset.0;
+        let mut rest = buffer;
+        while !rest.is_empty() {
+            let inside = at % chunk_bytes;
+            let len = usize::try_from(chunk_bytes - inside).expect("chunks are small");
+            let (part, behind) = rest.split_at_mut(len.min(rest.len()));
+            match self.chunk_at(&mut tree, at)? {
+                None => part.fill(0),
+                Some(id) => {
+                    let chunk = self.chunks.get_or(id, || self.store.fetch(id))?;
+                    copy_padded(&chunk, inside, part);
+                }
+            }
+            at += part.len() as u64;
+            rest = behind;
+        }
+        Ok(())
+    }
+
+    /// Which ranges hold data and which are zero, from `from` on, at most up to `until`. States are
+    /// `Data` and `Zero` only; neighbours differ in state. May stop short, covers at least one byte.
+    /// Reads manifest nodes, no chunks.
+    pub fn extents(&self, from: DiskOffset, until: DiskOffset) -> Result<Vec<Extent>> {
+        self.assert_inside(from, until);
+        let shape = self.shape();
+        let mut tree = self.tree();
+        let mut extents: Vec<Extent> = Vec::new();
+        let mut at = from.0;
+        while at < until.0 && extents.len() < EXTENTS_PER_CALL_MAX {
+            let leaf_index = at / shape.leaf_bytes();
+            let span = tree.next_span(leaf_index)?;
+            let (state, end) = match span.leaf {
+                None => {
+                    let end = (leaf_index + span.leaves).saturating_mul(shape.leaf_bytes());
+                    (ExtentState::Zero, end)
+                }
+                Some(leaf) => {
+                    let position = (at % shape.leaf_bytes()) / shape.chunk_size.as_u64();
+                    let present = chunk(&leaf, position).is_some();
+                    let state = if present {
+                        ExtentState::Data
+                    } else {
+                        ExtentState::Zero
+                    };
+                    (
+                        state,
+                        (at / shape.chunk_size.as_u64() + 1) * shape.chunk_size.as_u64(),
+                    )
+                }
+            };
+            let end = end.min(until.0);
+            match extents.last_mut() {
+                Some(last) if last.state == state => last.len.0 += end - at,
+                _ => extents.push(Extent {
+                    start: DiskOffset(at),
+                    len: ByteLen(end - at),
+                    state,
+                }),
+            }
+            at = end;
+        }
+        Ok(extents)
+    }
+
+    /// Hands the range `from..until` to `sink`, reading packs in their own order, on all cores.
+    pub fn copy_to(
+        &self,
+        from: DiskOffset,
+        until: DiskOffset,
+        sink: &dyn DiskSink,
+        progress: &dyn Progress,
+        cancel: &Cancel,
+    ) -> Result<()> {
+        self.assert_inside(from, until);
+        copy::copy(self, from.0..until.0, sink, progress, cancel)
+    }
+
+    fn assert_inside(&self, from: DiskOffset, until: DiskOffset) {
+        assert!(
+            from <= until && until.0 <= self.root.size,
+            "a range inside the disk"
+        );
+    }
+
+    fn shape(&self) -> Shape {
+        Shape::of(&self.root)
+    }
+
+    fn tree(&self) -> Tree<'_> {
+        Tree::new(&self.root, &*self.store)
+    }
+
+    fn chunk_at(&self, tree: &mut Tree<'_>, at: u64) -> Result<Option<ChunkId>> {
+        let shape = self.shape();
+        let position = (at % shape.leaf_bytes()) / shape.chunk_size.as_u64();
+        let leaf = tree.leaf(at / shape.leaf_bytes())?;
+        Ok(leaf.and_then(|leaf| chunk(&leaf, position)))
+    }
+}
+
+/// Copies the bytes of a chunk from `inside` on. Chunks may be stored without zeroes at their end.
+fn copy_padded(chunk: &[u8], inside: u64, part: &mut [u8]) {
+    let inside = usize::try_from(inside)
+        .expect("chunks are small")
+        .min(chunk.len());
+    let stored = (chunk.len() - inside).min(part.len());
+    part[..stored].copy_from_slice(&chunk[inside..inside + stored]);
+    part[stored..].fill(0);
+}

@@ -1,0 +1,6 @@
+//! The engine through its public face: what goes in comes out, from every point, whatever the
+//! history.
+
+mod disk;
+mod histories;
+mod restore;
