@@ -10,6 +10,7 @@
 #   docs       the crates' documentation builds without a warning
 #   licences   licences and sources of all dependencies; known vulnerabilities where possible
 #   scripts    shellcheck, where it is installed
+#   stack      the private libvirtd and the guest that the tests stand on
 #   test       all tests of the workspace, beside a private libvirtd
 #
 # Without a SECTION: all of them, in this order. It stops at the first that fails.
@@ -17,7 +18,7 @@
 set -euo pipefail
 cd "$(dirname "$0")/../.."
 
-readonly SECTIONS=(install format clippy docs licences scripts test)
+readonly SECTIONS=(install format clippy docs licences scripts stack test)
 
 usage() { sed -n '3,/^$/{s/^# \{0,1\}//;p}' "$0"; }
 
@@ -44,6 +45,8 @@ section_scripts() {
     shellcheck tests/stack/*.sh tests/stack/with-libvirt tests/stack/domain-xml .ci/run
     shellcheck --shell=dash tests/stack/guest/*
 }
+
+section_stack() { tests/stack/selftest.sh; }
 
 section_test() {
     # All that needs the network comes first: beside the private libvirtd there is none.
