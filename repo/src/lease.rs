@@ -288,8 +288,10 @@ impl Lease {
 
 impl Drop for Lease {
     fn drop(&mut self) {
-        // Left behind, it is a dead lease that the next sweep removes.
+        // Left behind, it is a dead lease that the next sweep removes. Unlocked by hand, since a child
+        // that another thread is just starting may hold a copy of the open file until its exec.
         let _ = fs::remove_file(&self.path);
+        let _ = rustix::fs::flock(&self.file, rustix::fs::FlockOperation::Unlock);
     }
 }
 
@@ -321,4 +323,84 @@ fn read_content(file: &File) -> Option<LeaseContent> {
 pub(crate) fn host_name() -> String {
     fs::read_to_string("/proc/sys/kernel/hostname")
         .map_or_else(|_| "unknown".to_owned(), |name| name.trim().to_owned())
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::index::tests::create;
+
+    fn point(n: u8) -> PointId {
+        PointId::from_bytes([n; 10])
+    }
+
+    fn on(points: &[PointId]) -> Roots {
+        Roots {
+            points: points.to_vec(),
+            disks: vec![RootId::from_bytes([9; 32])],
+        }
+    }
+
+    #[test]
+    fn a_lease_is_there_with_its_epoch_when_the_parent_is_checked_again_and_gone_when_that_fails() {
+        let dir = tempfile::tempdir().unwrap();
+        let index = create(dir.path());
+        let leases = LeaseStore::new(dir.path(), Env::system());
+        let refused = leases.writer("backup", on(&[point(1)]), &index, |view| {
+            let seen = leases.list()?;
+            assert_eq!(seen.len(), 1);
+            assert!(seen[0].alive);
+            let content = seen[0].content.as_ref().unwrap();
+            assert_eq!(content.epoch, Some(view.epoch().unwrap()));
+            Err(Error::NoSuchPoint { point: point(1) })
+        });
+        assert!(matches!(refused, Err(Error::NoSuchPoint { .. })));
+        assert_eq!(leases.list().unwrap(), []);
+    }
+
+    #[test]
+    fn a_reader_may_come_to_rely_on_more() {
+        let dir = tempfile::tempdir().unwrap();
+        let index = create(dir.path());
+        let leases = LeaseStore::new(dir.path(), Env::system());
+        let mut lease = leases
+            .reader("serve", on(&[point(1)]), &index, |_| Ok(()))
+            .unwrap();
+        lease
+            .add_roots(on(&[point(2)]), &index, |_| Ok(()))
+            .unwrap();
+        let content = leases.list().unwrap()[0].content.clone().unwrap();
+        assert_eq!(content.kind, LeaseKind::Reader);
+        assert_eq!(content.roots.points, [point(1), point(2)]);
+        drop(lease);
+        assert_eq!(leases.list().unwrap(), []);
+    }
+
+    #[test]
+    fn a_living_lease_that_cannot_be_understood_still_counts_as_living() {
+        let dir = tempfile::tempdir().unwrap();
+        let index = create(dir.path());
+        let leases = LeaseStore::new(dir.path(), Env::system());
+        let lease = leases
+            .writer("backup", on(&[]), &index, |_| Ok(()))
+            .unwrap();
+        fs::write(dir.path().join(lease.id().to_string()), "{ from the future").unwrap();
+        let seen = leases.list().unwrap();
+        assert_eq!((seen[0].alive, &seen[0].content), (true, &None));
+    }
+
+    #[test]
+    fn what_is_left_of_a_lease_that_never_came_to_be_is_swept() {
+        let dir = tempfile::tempdir().unwrap();
+        let leases = LeaseStore::new(dir.path(), Env::system());
+        let debris = dir
+            .path()
+            .join(format!("{}.new", LeaseId::from_bytes([1; 16])));
+        let foreign = dir.path().join("notes.txt");
+        fs::write(&debris, "").unwrap();
+        fs::write(&foreign, "").unwrap();
+        leases.sweep().unwrap();
+        assert!(!debris.exists());
+        assert!(foreign.exists());
+    }
 }

@@ -8,7 +8,7 @@
 use std::fs::{File, OpenOptions};
 use std::io;
 use std::os::unix::fs::FileExt;
-use std::path::{Path, PathBuf};
+use std::path::Path;
 use std::time::{Duration, Instant};
 
 use rustix::fs::FlockOperation;
@@ -80,10 +80,13 @@ impl LockedFile {
         line[HOLDER_BYTES_MAX - 1] = b'\n';
         let _ = self.file.write_all_at(&line, 0);
     }
+}
 
-    /// The open file.
-    pub(crate) fn file(&self) -> &File {
-        &self.file
+impl Drop for LockedFile {
+    fn drop(&mut self) {
+        // Closing would do, but for a child that another thread is starting this very moment: between
+        // its fork and its exec it holds a copy of the open file.
+        let _ = rustix::fs::flock(&self.file, FlockOperation::Unlock);
     }
 }
 
@@ -160,7 +163,7 @@ impl MaintenanceLock {
     }
 }
 
-fn take(path: &PathBuf, command: &str, what: impl Fn() -> String) -> Result<LockedFile> {
+fn take(path: &Path, command: &str, what: impl Fn() -> String) -> Result<LockedFile> {
     match LockedFile::try_lock(path, Mode::Exclusive)? {
         Some(locked) => {
             locked.describe(&describe_process(command));

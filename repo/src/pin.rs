@@ -13,7 +13,7 @@ use crate::{Env, Error, PointId, Result, UnixMillis};
 
 /// A pin as stored.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
-pub struct Pin {
+pub(crate) struct Pin {
     /// The points that must stay.
     pub points: Vec<PointId>,
     /// Why, for people: `domain web1 runs from it`.
@@ -114,4 +114,48 @@ impl PinStore {
 fn valid_name(name: &str) -> Option<String> {
     let hex = name.len() == 32 && name.bytes().all(|b| matches!(b, b'0'..=b'9' | b'a'..=b'f'));
     hex.then(|| name.to_owned())
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_pin_stays_until_it_is_removed() {
+        let dir = tempfile::tempdir().unwrap();
+        let pins = PinStore::new(dir.path(), Env::system());
+        let point = PointId::from_bytes([1; 10]);
+        let name = pins.create(&[point], "domain web1 runs from it").unwrap();
+
+        let again = PinStore::new(dir.path(), Env::system());
+        let all = again.list().unwrap();
+        assert_eq!(all.len(), 1);
+        assert_eq!(all[0].0, name);
+        assert_eq!(all[0].1.points, [point]);
+        assert_eq!(all[0].1.reason, "domain web1 runs from it");
+
+        again.remove(&name).unwrap();
+        again.remove(&name).unwrap();
+        assert_eq!(pins.list().unwrap(), []);
+    }
+
+    #[test]
+    fn a_pin_that_cannot_be_read_is_an_error_and_debris_is_not() {
+        let dir = tempfile::tempdir().unwrap();
+        let pins = PinStore::new(dir.path(), Env::system());
+        fs::write(dir.path().join(format!("{}.new", "a".repeat(32))), "{").unwrap();
+        assert_eq!(pins.list().unwrap(), []);
+        fs::write(dir.path().join("b".repeat(32)), "{").unwrap();
+        assert!(matches!(pins.list(), Err(Error::Corrupt { .. })));
+    }
+
+    #[test]
+    fn the_name_of_a_pin_is_no_path() {
+        let dir = tempfile::tempdir().unwrap();
+        fs::create_dir(dir.path().join("pins")).unwrap();
+        fs::write(dir.path().join("precious"), "").unwrap();
+        let pins = PinStore::new(&dir.path().join("pins"), Env::system());
+        pins.remove("../precious").unwrap();
+        assert!(dir.path().join("precious").exists());
+    }
 }

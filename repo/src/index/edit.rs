@@ -18,7 +18,7 @@ pub(super) struct Entry {
 }
 
 /// A transaction that may change things. Nothing counts until it is committed.
-pub(crate) struct Edit {
+pub struct Edit {
     transaction: WriteTransaction,
 }
 
@@ -132,20 +132,20 @@ impl Edit {
     }
 
     /// Caches a point record.
-    pub(crate) fn put_point(&self, id: PointId, record: &[u8]) -> Result<(), Fault> {
+    pub fn put_point(&self, id: PointId, record: &[u8]) -> Result<(), Fault> {
         let mut points = self.transaction.open_table(POINTS)?;
         points.insert(id.as_bytes(), record)?;
         Ok(())
     }
 
     /// Forgets a cached point record; whether there was one.
-    pub(crate) fn remove_point(&self, id: PointId) -> Result<bool, Fault> {
+    pub fn remove_point(&self, id: PointId) -> Result<bool, Fault> {
         let mut points = self.transaction.open_table(POINTS)?;
         Ok(points.remove(id.as_bytes())?.is_some())
     }
 
     /// Marks ids as damaged: they must be stored anew.
-    pub(crate) fn want(&self, ids: &[RawId]) -> Result<(), Fault> {
+    pub fn want(&self, ids: &[RawId]) -> Result<(), Fault> {
         let mut wanted = self.transaction.open_table(WANTED)?;
         for id in ids {
             wanted.insert(id.as_bytes(), ())?;
@@ -155,7 +155,7 @@ impl Edit {
 
     /// Condemns packs under a new epoch, which is returned. Packs that are not in the index, or
     /// condemned already, stay as they are.
-    pub(crate) fn condemn(&self, ids: &[PackId]) -> Result<u64, Fault> {
+    pub fn condemn(&self, ids: &[PackId]) -> Result<u64, Fault> {
         let epoch = {
             let mut numbers = self.transaction.open_table(NUMBERS)?;
             let epoch = numbers
@@ -176,7 +176,7 @@ impl Edit {
     }
 
     /// Makes condemned packs live again.
-    pub(crate) fn revive(&self, ids: &[PackId]) -> Result<(), Fault> {
+    pub fn revive(&self, ids: &[PackId]) -> Result<(), Fault> {
         for id in ids {
             self.change_state(*id, |_| PackState::Live)?;
         }

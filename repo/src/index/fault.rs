@@ -10,7 +10,7 @@ use crate::Error;
 
 /// What went wrong inside a transaction.
 #[derive(Debug)]
-pub(crate) enum Fault {
+pub enum Fault {
     /// redb, or what it read.
     Redb(Box<redb::Error>),
     /// A row that cannot be.

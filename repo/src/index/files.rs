@@ -11,7 +11,7 @@ use redb::backends::FileBackend;
 use redb::{BackendError, StorageBackend};
 
 /// The file of the index, and one that is being built to take its place.
-pub(crate) trait IndexFiles: Send + Sync {
+pub trait IndexFiles: Send + Sync {
     /// Opens the index for reading only; `NotFound` when there is none.
     fn open_read(&self) -> io::Result<Box<dyn StorageBackend>>;
 
@@ -36,7 +36,7 @@ pub(crate) trait IndexFiles: Send + Sync {
 
 /// The index on a local file system: `index.redb`, built as `index.redb.new`.
 #[derive(Debug)]
-pub(crate) struct LocalFiles {
+pub struct LocalFiles {
     dir: PathBuf,
     index: PathBuf,
     new: PathBuf,
@@ -44,7 +44,7 @@ pub(crate) struct LocalFiles {
 
 impl LocalFiles {
     /// The index of the repository in `dir`.
-    pub(crate) fn new(dir: &Path) -> Self {
+    pub fn new(dir: &Path) -> Self {
         Self {
             dir: dir.to_owned(),
             index: dir.join("index.redb"),

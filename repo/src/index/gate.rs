@@ -28,10 +28,10 @@ const WAIT_MAX: Duration = Duration::from_secs(120);
 const COURTESY_MAX: Duration = Duration::from_millis(100);
 
 /// Held while something is locked; dropping it unlocks.
-pub(crate) trait Held {}
+pub trait Held {}
 
 /// A lock for many readers or one writer.
-pub(crate) trait IndexLock: Send + Sync {
+pub trait IndexLock: Send + Sync {
     /// Waits until no writer is inside.
     fn shared(&self) -> Result<Box<dyn Held>>;
 
@@ -41,7 +41,7 @@ pub(crate) trait IndexLock: Send + Sync {
 
 /// The lock between processes.
 #[derive(Debug)]
-pub(crate) struct FileGate {
+pub struct FileGate {
     lock: PathBuf,
     gate: PathBuf,
     queue: PathBuf,
@@ -62,7 +62,7 @@ impl Held for Inside {}
 impl FileGate {
     /// The lock of the repository whose lock files are in `locks`. `command` is shown to those who
     /// waited in vain.
-    pub(crate) fn new(locks: &Path, command: &str) -> Self {
+    pub fn new(locks: &Path, command: &str) -> Self {
         Self {
             lock: locks.join("index"),
             gate: locks.join("index-gate"),
@@ -75,7 +75,7 @@ impl FileGate {
 
     /// The same with another limit on waiting.
     #[cfg(test)]
-    pub(crate) fn with_wait_max(mut self, wait_max: Duration) -> Self {
+    pub fn with_wait_max(mut self, wait_max: Duration) -> Self {
         self.wait_max = wait_max;
         self
     }
@@ -136,13 +136,13 @@ impl IndexLock for FileGate {
 
 /// No lock: for file systems that are read-only, and where `--no-lock` says so. Nothing is written.
 #[derive(Debug)]
-pub(crate) struct NoLock {
+pub struct NoLock {
     repository: PathBuf,
 }
 
 impl NoLock {
     /// For the repository in this directory.
-    pub(crate) fn new(repository: &Path) -> Self {
+    pub fn new(repository: &Path) -> Self {
         Self {
             repository: repository.to_owned(),
         }

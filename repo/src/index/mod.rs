@@ -6,8 +6,8 @@
 //!
 //! - A pack is durable before an entry names it (the caller's duty, in the order of the write path).
 //! - Nobody holds the lock for longer than about 100 ms: large batches are cut into slices.
-//! - Every commit is durable and saves redb's allocator state ("quick repair"), so that the index
-//!   opens for reading, at once, after any kill.
+//! - Every commit is durable and saves redb's allocator state ("quick repair"), so that after a kill
+//!   the next one to open the index sets it right at once, without reading it all.
 //! - A damaged index never gives a wrong answer that is not noticed later (every record read is
 //!   verified against its id), and never brings the program down.
 
@@ -25,14 +25,14 @@ use std::collections::HashSet;
 use std::panic::{AssertUnwindSafe, catch_unwind};
 use std::sync::Arc;
 
-use redb::{Builder, Database, ReadableDatabase};
+use redb::{Builder, Database, DatabaseError, ReadOnlyDatabase, ReadableDatabase};
 
-pub(crate) use edit::Edit;
-pub(crate) use fault::Fault;
-pub(crate) use files::{IndexFiles, LocalFiles};
-pub(crate) use gate::{FileGate, IndexLock, NoLock};
-pub(crate) use tables::{PackRow, PackState};
-pub(crate) use view::{IndexStats, Location, View};
+pub use edit::Edit;
+pub use fault::Fault;
+pub use files::{IndexFiles, LocalFiles};
+pub use gate::{FileGate, Held, IndexLock, NoLock};
+pub use tables::{PackRow, PackState};
+pub use view::{IndexStats, Location, View};
 
 use edit::{Entry, halves};
 use fault::{damaged, from_io};
@@ -47,32 +47,36 @@ const CACHE_BYTES: usize = 64 << 20;
 /// How many entries are added in one transaction.
 const SLICE_ENTRIES: usize = 16 << 10;
 
+/// How often a read is tried again after the mark of a killed writer was taken away: writers killed
+/// one after the other could go on leaving one.
+const RECOVERIES_MAX: usize = 10;
+
 /// Which repository an index belongs to, and under which owner it was built.
 #[derive(Clone, Copy, PartialEq, Eq, Debug)]
-pub(crate) struct Identity {
+pub struct Identity {
     /// The repository.
-    pub(crate) repo: RepoId,
+    pub repo: RepoId,
     /// `index_owner` of `config.toml`: fences off an index that was left behind by another host.
-    pub(crate) owner: u64,
+    pub owner: u64,
 }
 
 /// A pack that was stored and is to be found from now on.
 #[derive(Clone, Debug)]
-pub(crate) struct NewPack {
+pub struct NewPack {
     /// Its name.
-    pub(crate) id: PackId,
+    pub id: PackId,
     /// What it holds.
-    pub(crate) kind: PackKind,
+    pub kind: PackKind,
     /// The lease of its writer.
-    pub(crate) lease: LeaseId,
+    pub lease: LeaseId,
     /// Size of the file.
-    pub(crate) bytes: u64,
+    pub bytes: u64,
     /// Id, offset and length of each record.
-    pub(crate) entries: Vec<(RawId, u32, u32)>,
+    pub entries: Vec<(RawId, u32, u32)>,
 }
 
 /// The index of one repository. Shared between threads.
-pub(crate) struct Index {
+pub struct Index {
     files: Arc<dyn IndexFiles>,
     lock: Arc<dyn IndexLock>,
     identity: Identity,
@@ -80,7 +84,7 @@ pub(crate) struct Index {
 
 impl Index {
     /// Makes the index of a new repository, or an empty one in place of what is there.
-    pub(crate) fn create(
+    pub fn create(
         files: Arc<dyn IndexFiles>,
         lock: Arc<dyn IndexLock>,
         identity: Identity,
@@ -95,7 +99,7 @@ impl Index {
     }
 
     /// Opens the index, looking only whether it is one and this repository's.
-    pub(crate) fn open(
+    pub fn open(
         files: Arc<dyn IndexFiles>,
         lock: Arc<dyn IndexLock>,
         identity: Identity,
@@ -127,29 +131,58 @@ impl Index {
 
     /// Runs `work` on one moment of the index, under the shared lock: what it does is over before
     /// the next change. It must be short.
-    pub(crate) fn read<T>(&self, work: impl FnOnce(&View) -> Result<T, Fault>) -> Result<T> {
-        let _held = self.lock.shared()?;
-        self.guarded(|| {
-            let backend = self.files.open_read()?;
-            let database = Builder::new()
-                .set_cache_size(CACHE_BYTES)
-                .open_read_only_with_backend(AnyBackend(backend))?;
-            let view = View::new(database.begin_read()?);
-            work(&view)
-        })
+    pub fn read<T>(&self, work: impl FnOnce(&View) -> Result<T, Fault>) -> Result<T> {
+        for _ in 0..RECOVERIES_MAX {
+            let held = self.lock.shared()?;
+            if let Some(database) = self.guarded(|| self.open_to_read())? {
+                return self.guarded(|| work(&View::new(database.begin_read()?)));
+            }
+            drop(held);
+            self.recover()?;
+        }
+        Err(damaged(
+            self.files.path(),
+            "it is left unfinished again and again".to_owned(),
+        ))
+    }
+
+    /// None when a writer was killed and left its mark in the file.
+    fn open_to_read(&self) -> Result<Option<ReadOnlyDatabase>, Fault> {
+        let backend = AnyBackend(self.files.open_read()?);
+        let mut builder = Builder::new();
+        builder.set_cache_size(CACHE_BYTES);
+        match builder.open_read_only_with_backend(backend) {
+            Ok(database) => Ok(Some(database)),
+            Err(DatabaseError::RepairAborted) => Ok(None),
+            Err(error) => Err(error.into()),
+        }
+    }
+
+    /// Takes the mark of a killed writer away. Every commit saved the allocator's state, so this costs
+    /// no more than any other write.
+    fn recover(&self) -> Result<()> {
+        let _held = self.lock.exclusive()?;
+        self.guarded(|| Ok(self.open_to_write()?.close()?))
+    }
+
+    fn open_to_write(&self) -> Result<Database, Fault> {
+        let backend = self.files.open_write()?;
+        if backend.len()? == 0 {
+            // redb would make a new database of it.
+            return Err(Fault::Damaged("the file is empty"));
+        }
+        open_writable(backend)
     }
 
     /// Runs `work` in a transaction of its own, under the exclusive lock, and commits it durably. It
     /// must be short. On an error nothing has changed.
-    pub(crate) fn write<T>(&self, work: impl FnOnce(&Edit) -> Result<T, Fault>) -> Result<T> {
+    pub fn write<T>(&self, work: impl FnOnce(&Edit) -> Result<T, Fault>) -> Result<T> {
         let _held = self.lock.exclusive()?;
         self.guarded(|| {
-            let backend = self.files.open_write()?;
-            if backend.len()? == 0 {
-                return Err(Fault::Damaged("the file is empty"));
-            }
-            let database = open_writable(backend)?;
-            transact(&database, work)
+            let database = self.open_to_write()?;
+            let done = transact(&database, work)?;
+            database.close()?;
+            Ok(done)
         })
     }
 
@@ -171,13 +204,13 @@ impl Index {
     }
 
     /// Where each id is, for reading: also finds what lies in condemned packs.
-    pub(crate) fn locate(&self, ids: &[RawId]) -> Result<Vec<Option<Location>>> {
+    pub fn locate(&self, ids: &[RawId]) -> Result<Vec<Option<Location>>> {
         self.read(|view| view.locate(ids))
     }
 
     /// Whether each id may be relied on, for deduplication: not when it lies in a condemned pack,
     /// not when it is wanted.
-    pub(crate) fn known(&self, ids: &[RawId]) -> Result<Vec<bool>> {
+    pub fn known(&self, ids: &[RawId]) -> Result<Vec<bool>> {
         self.read(|view| view.known(ids))
     }
 
@@ -185,42 +218,42 @@ impl Index {
     ///
     /// Entries are sorted and committed in slices, with the lock released between them: the larger
     /// the batch, the less an entry costs.
-    pub(crate) fn add_packs(&self, packs: &[NewPack]) -> Result<()> {
+    pub fn add_packs(&self, packs: &[NewPack]) -> Result<()> {
         add_in_slices(packs, |slice| self.write(slice))
     }
 
     /// The cached point records.
-    pub(crate) fn points(&self) -> Result<Vec<(PointId, Vec<u8>)>> {
+    pub fn points(&self) -> Result<Vec<(PointId, Vec<u8>)>> {
         self.read(View::points)
     }
 
     /// Caches a point record.
-    pub(crate) fn put_point(&self, id: PointId, record: &[u8]) -> Result<()> {
+    pub fn put_point(&self, id: PointId, record: &[u8]) -> Result<()> {
         self.write(|edit| edit.put_point(id, record))
     }
 
     /// Forgets a cached point record; whether there was one.
-    pub(crate) fn remove_point(&self, id: PointId) -> Result<bool> {
+    pub fn remove_point(&self, id: PointId) -> Result<bool> {
         self.write(|edit| edit.remove_point(id))
     }
 
     /// The ids that must be stored anew: as many as repair found damaged, normally none.
-    pub(crate) fn wanted(&self) -> Result<HashSet<RawId>> {
+    pub fn wanted(&self) -> Result<HashSet<RawId>> {
         self.read(View::wanted)
     }
 
     /// Every pack.
-    pub(crate) fn packs(&self) -> Result<Vec<PackRow>> {
+    pub fn packs(&self) -> Result<Vec<PackRow>> {
         self.read(View::packs)
     }
 
     /// The epoch: rises each time packs are condemned.
-    pub(crate) fn epoch(&self) -> Result<u64> {
+    pub fn epoch(&self) -> Result<u64> {
         self.read(View::epoch)
     }
 
     /// The index in numbers.
-    pub(crate) fn stats(&self) -> Result<IndexStats> {
+    pub fn stats(&self) -> Result<IndexStats> {
         let mut stats = self.read(View::stats)?;
         let path = self.files.path();
         stats.file_bytes = self
@@ -232,7 +265,7 @@ impl Index {
 
     /// Makes the cache of points hold exactly the records that exist. `present` are the names found in
     /// `points/`; `load` reads a record, and answers none when there is none any more.
-    pub(crate) fn reconcile_points(
+    pub fn reconcile_points(
         &self,
         present: &[PointId],
         load: impl Fn(PointId) -> Result<Option<Vec<u8>>>,
@@ -270,7 +303,7 @@ impl Index {
 
     /// Starts building the index anew, in a file of its own; the old one serves until the new one is
     /// published. The caller holds the maintenance lock, or is making the repository.
-    pub(crate) fn start_rebuild(&self) -> Result<Rebuild<'_>> {
+    pub fn start_rebuild(&self) -> Result<Rebuild<'_>> {
         let database = self.guarded(|| {
             let database = open_writable(self.files.start_new()?)?;
             transact(&database, |edit| {
@@ -286,25 +319,25 @@ impl Index {
 }
 
 /// A new index being built beside the old one.
-pub(crate) struct Rebuild<'a> {
+pub struct Rebuild<'a> {
     index: &'a Index,
     database: Database,
 }
 
 impl Rebuild<'_> {
     /// Changes the new index.
-    pub(crate) fn write<T>(&self, work: impl FnOnce(&Edit) -> Result<T, Fault>) -> Result<T> {
+    pub fn write<T>(&self, work: impl FnOnce(&Edit) -> Result<T, Fault>) -> Result<T> {
         self.index.guarded(|| transact(&self.database, work))
     }
 
     /// Adds packs; as [`Index::add_packs`].
-    pub(crate) fn add_packs(&self, packs: &[NewPack]) -> Result<()> {
+    pub fn add_packs(&self, packs: &[NewPack]) -> Result<()> {
         add_in_slices(packs, |slice| self.write(slice))
     }
 
     /// Puts the new index in the place of the old one, under the exclusive lock. `last` is run under
     /// that lock, to bring in what happened since the building began.
-    pub(crate) fn publish(self, last: impl FnOnce(&Edit) -> Result<(), Fault>) -> Result<()> {
+    pub fn publish(self, last: impl FnOnce(&Edit) -> Result<(), Fault>) -> Result<()> {
         let Self { index, database } = self;
         let _held = index.lock.exclusive()?;
         index.guarded(|| {
@@ -386,4 +419,3 @@ fn transact<T>(
     edit.commit()?;
     Ok(done)
 }
-

@@ -42,7 +42,7 @@ pub(super) const N_REPO: [&str; 2] = ["repo-high", "repo-low"];
 
 /// Whether a pack may still be relied on.
 #[derive(Clone, Copy, PartialEq, Eq, Debug)]
-pub(crate) enum PackState {
+pub enum PackState {
     /// Its entries are being added; a crash left some out. They count, and adding the pack again
     /// completes it.
     Entering,
@@ -55,19 +55,19 @@ pub(crate) enum PackState {
 
 /// What the index knows of a pack.
 #[derive(Clone, Copy, PartialEq, Eq, Debug)]
-pub(crate) struct PackRow {
+pub struct PackRow {
     /// Its name.
-    pub(crate) id: PackId,
+    pub id: PackId,
     /// What it holds.
-    pub(crate) kind: PackKind,
+    pub kind: PackKind,
     /// The lease of its writer.
-    pub(crate) lease: LeaseId,
+    pub lease: LeaseId,
     /// Size of the file.
-    pub(crate) bytes: u64,
+    pub bytes: u64,
     /// Number of records in it.
-    pub(crate) records: u32,
+    pub records: u32,
     /// Whether it may be relied on.
-    pub(crate) state: PackState,
+    pub state: PackState,
 }
 
 const ROW_BYTES: usize = 16 + 16 + 8 + 4 + 1 + 1 + 8;

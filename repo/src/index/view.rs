@@ -11,36 +11,36 @@ use crate::{PackId, PackKind, PointId, RawId};
 
 /// Where a record is.
 #[derive(Clone, Copy, PartialEq, Eq, Debug)]
-pub(crate) struct Location {
+pub struct Location {
     /// In which pack.
-    pub(crate) pack: PackId,
+    pub pack: PackId,
     /// Where the record starts, in bytes from the start of the pack.
-    pub(crate) offset: u32,
+    pub offset: u32,
     /// Length of the whole record in bytes.
-    pub(crate) len: u32,
+    pub len: u32,
 }
 
 /// What the index holds, in numbers.
 #[derive(Clone, Copy, PartialEq, Eq, Debug, Default)]
-pub(crate) struct IndexStats {
+pub struct IndexStats {
     /// Ids of all kinds.
-    pub(crate) entries: u64,
+    pub entries: u64,
     /// Packs, condemned ones included.
-    pub(crate) packs: u64,
+    pub packs: u64,
     /// Sum of their sizes.
-    pub(crate) pack_bytes: u64,
+    pub pack_bytes: u64,
     /// Records in data packs: chunks. Counts a chunk twice that two commands stored at once.
-    pub(crate) data_records: u64,
+    pub data_records: u64,
     /// Records in meta packs: nodes, roots and blobs.
-    pub(crate) meta_records: u64,
+    pub meta_records: u64,
     /// Ids waiting to be stored anew.
-    pub(crate) wanted: u64,
+    pub wanted: u64,
     /// Size of the index file.
-    pub(crate) file_bytes: u64,
+    pub file_bytes: u64,
 }
 
 /// One moment of the index.
-pub(crate) struct View {
+pub struct View {
     transaction: ReadTransaction,
     rows: RefCell<HashMap<u32, PackRow>>,
 }
@@ -54,7 +54,7 @@ impl View {
     }
 
     /// The epoch: rises each time packs are condemned.
-    pub(crate) fn epoch(&self) -> Result<u64, Fault> {
+    pub fn epoch(&self) -> Result<u64, Fault> {
         self.number(N_EPOCH)
     }
 
@@ -67,7 +67,7 @@ impl View {
     }
 
     /// Where each id is; also finds what lies in condemned packs.
-    pub(crate) fn locate(&self, ids: &[RawId]) -> Result<Vec<Option<Location>>, Fault> {
+    pub fn locate(&self, ids: &[RawId]) -> Result<Vec<Option<Location>>, Fault> {
         let table = self.transaction.open_table(IDS)?;
         let packs = self.transaction.open_table(PACKS)?;
         ids.iter()
@@ -87,7 +87,7 @@ impl View {
     }
 
     /// Whether each id may be relied on: located, in a pack that is not condemned, and not wanted.
-    pub(crate) fn known(&self, ids: &[RawId]) -> Result<Vec<bool>, Fault> {
+    pub fn known(&self, ids: &[RawId]) -> Result<Vec<bool>, Fault> {
         let table = self.transaction.open_table(IDS)?;
         let packs = self.transaction.open_table(PACKS)?;
         let wanted = self.transaction.open_table(WANTED)?;
@@ -107,7 +107,7 @@ impl View {
     }
 
     /// Every pack.
-    pub(crate) fn packs(&self) -> Result<Vec<PackRow>, Fault> {
+    pub fn packs(&self) -> Result<Vec<PackRow>, Fault> {
         let packs = self.transaction.open_table(PACKS)?;
         let mut rows = Vec::new();
         for row in packs.iter()? {
@@ -117,7 +117,7 @@ impl View {
     }
 
     /// What is known of one pack.
-    pub(crate) fn pack(&self, id: PackId) -> Result<Option<PackRow>, Fault> {
+    pub fn pack(&self, id: PackId) -> Result<Option<PackRow>, Fault> {
         let numbers = self.transaction.open_table(PACK_NUMBERS)?;
         let packs = self.transaction.open_table(PACKS)?;
         match numbers.get(id.as_bytes())? {
@@ -127,7 +127,7 @@ impl View {
     }
 
     /// The cached point records, by id.
-    pub(crate) fn points(&self) -> Result<Vec<(PointId, Vec<u8>)>, Fault> {
+    pub fn points(&self) -> Result<Vec<(PointId, Vec<u8>)>, Fault> {
         let points = self.transaction.open_table(POINTS)?;
         let mut all = Vec::new();
         for point in points.iter()? {
@@ -138,7 +138,7 @@ impl View {
     }
 
     /// All wanted ids.
-    pub(crate) fn wanted(&self) -> Result<HashSet<RawId>, Fault> {
+    pub fn wanted(&self) -> Result<HashSet<RawId>, Fault> {
         let wanted = self.transaction.open_table(WANTED)?;
         let mut ids = HashSet::new();
         for id in wanted.iter()? {
