@@ -1,0 +1,143 @@
+//! What `backup` prints: a line per domain, for people or for programs.
+
+use serde::Serialize;
+use virtkeep_repo::{CaptureMode, Point};
+
+use crate::context::Context;
+use crate::exit::Failure;
+use crate::output::{seconds, size};
+
+/// One point that was made.
+#[derive(Serialize)]
+pub(super) struct PointLine<'a> {
+    r#type: &'static str,
+    point: String,
+    domain: &'a str,
+    uuid: String,
+    time: String,
+    disks: Vec<DiskLine<'a>>,
+    seconds: f64,
+}
+
+#[derive(Serialize)]
+struct DiskLine<'a> {
+    target: &'a str,
+    mode: CaptureMode,
+    reason: &'a str,
+    size_bytes: u64,
+    dirty_bytes: u64,
+    read_bytes: u64,
+    new_bytes: u64,
+    stored_bytes: u64,
+}
+
+impl<'a> PointLine<'a> {
+    pub(super) fn new(point: &'a Point, seconds: f64) -> Self {
+        Self {
+            r#type: "point",
+            point: point.id.to_string(),
+            domain: &point.domain.name,
+            uuid: point.domain.uuid.to_string(),
+            time: crate::when::rfc3339(point.time),
+            disks: point
+                .disks
+                .iter()
+                .map(|disk| DiskLine {
+                    target: &disk.target,
+                    mode: disk.mode,
+                    reason: &disk.reason,
+                    size_bytes: disk.size.0,
+                    dirty_bytes: disk.stats.dirty_bytes,
+                    read_bytes: disk.stats.read_bytes,
+                    new_bytes: disk.stats.new_bytes,
+                    stored_bytes: disk.stats.stored_bytes,
+                })
+                .collect(),
+            seconds: rounded(seconds),
+        }
+    }
+}
+
+/// One domain that failed.
+#[derive(Serialize)]
+pub(super) struct ErrorLine<'a> {
+    r#type: &'static str,
+    domain: &'a str,
+    code: &'static str,
+    message: &'a str,
+}
+
+impl<'a> ErrorLine<'a> {
+    pub(super) fn new(domain: &'a str, failure: &'a Failure) -> Self {
+        Self {
+            r#type: "error",
+            domain,
+            code: failure.code,
+            message: &failure.message,
+        }
+    }
+}
+
+/// The last line.
+#[derive(Serialize)]
+pub(super) struct SummaryLine {
+    r#type: &'static str,
+    points: usize,
+    failed: usize,
+    size_bytes: u64,
+    read_bytes: u64,
+    new_bytes: u64,
+    stored_bytes: u64,
+    seconds: f64,
+}
+
+impl SummaryLine {
+    pub(super) fn new(points: &[Point], failed: usize, seconds: f64) -> Self {
+        let disks = || points.iter().flat_map(|point| &point.disks);
+        Self {
+            r#type: "summary",
+            points: points.len(),
+            failed,
+            size_bytes: disks().map(|disk| disk.size.0).sum(),
+            read_bytes: disks().map(|disk| disk.stats.read_bytes).sum(),
+            new_bytes: disks().map(|disk| disk.stats.new_bytes).sum(),
+            stored_bytes: disks().map(|disk| disk.stats.stored_bytes).sum(),
+            seconds: rounded(seconds),
+        }
+    }
+}
+
+/// Milliseconds are precise enough.
+fn rounded(seconds: f64) -> f64 {
+    (seconds * 1000.0).round() / 1000.0
+}
+
+/// One line for people.
+pub(super) fn summary(point: &Point, took: f64, context: &Context) -> String {
+    let full = point
+        .disks
+        .iter()
+        .filter(|d| d.mode == CaptureMode::Full)
+        .count();
+    let incremental = point.disks.len() - full;
+    let mode = match (full, incremental) {
+        (_, 0) => "full".to_owned(),
+        (0, _) => "incremental".to_owned(),
+        _ => format!("{full} full, {incremental} incremental"),
+    };
+    let sum = |of: fn(&virtkeep_repo::Disk) -> u64| size(point.disks.iter().map(of).sum());
+    let disks = if point.disks.len() == 1 {
+        "disk"
+    } else {
+        "disks"
+    };
+    format!(
+        "{}: {mode}, {} {disks} of {}, read {}, stored {} in {}",
+        context.describe(point),
+        point.disks.len(),
+        sum(|disk| disk.size.0),
+        sum(|disk| disk.stats.read_bytes),
+        sum(|disk| disk.stats.stored_bytes),
+        seconds(took)
+    )
+}

@@ -1,0 +1,47 @@
+//! The commands, one file each.
+
+mod backup;
+mod completions;
+mod init;
+mod list;
+mod release;
+mod restore;
+mod show;
+mod stats;
+mod thaw_guard;
+
+use anyhow::Result;
+use clap::Subcommand;
+
+use crate::context::Context;
+use crate::exit::Exit;
+
+/// What to do.
+#[derive(Subcommand, Debug)]
+pub(crate) enum Command {
+    Init(init::Args),
+    Backup(Box<backup::Args>),
+    List(list::Args),
+    Show(show::Args),
+    Restore(Box<restore::Args>),
+    Stats(stats::Args),
+    Release(release::Args),
+    Completions(completions::Args),
+    #[command(name = thaw_guard::WORD, hide = true)]
+    ThawGuard(thaw_guard::Args),
+}
+
+/// Does it.
+pub(crate) fn run(command: Command, context: &Context) -> Result<Exit> {
+    match command {
+        Command::Init(args) => init::run(&args, context),
+        Command::Backup(args) => backup::run(&args, context),
+        Command::List(args) => list::run(&args, context),
+        Command::Show(args) => show::run(&args, context),
+        Command::Restore(args) => restore::run(&args, context),
+        Command::Stats(args) => stats::run(&args, context),
+        Command::Release(args) => release::run(&args, context),
+        Command::Completions(args) => completions::run(&args, context),
+        Command::ThawGuard(args) => thaw_guard::run(&args),
+    }
+}

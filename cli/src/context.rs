@@ -1,0 +1,113 @@
+//! What a command works with: the repository, libvirt, the local time zone, the output.
+
+use std::path::{Path, PathBuf};
+
+use anyhow::Result;
+use jiff::tz::TimeZone;
+use virtkeep_capture::Host;
+use virtkeep_repo::{Env, OpenOptions, Point, Repository};
+
+use crate::args::Global;
+use crate::output::{Output, shown};
+use crate::point_spec::{Found, PointSpec};
+use crate::progress::Reporter;
+use crate::when;
+
+/// The surroundings of one command.
+#[derive(Debug)]
+pub(crate) struct Context {
+    global: Global,
+    /// Where results go.
+    pub(crate) output: Output,
+    /// Where progress and notes go.
+    pub(crate) reporter: Reporter,
+    /// The zone of local times.
+    pub(crate) zone: TimeZone,
+}
+
+/// No repository was named.
+#[derive(Debug, thiserror::Error)]
+#[error("no repository given: use -r REPO, or set VIRTKEEP_REPO")]
+pub(crate) struct NoRepositoryGiven;
+
+impl Context {
+    /// For these options.
+    pub(crate) fn new(global: Global) -> Self {
+        Self {
+            output: Output::new(global.json),
+            reporter: Reporter::new(),
+            zone: TimeZone::system(),
+            global,
+        }
+    }
+
+    /// The path of the repository.
+    pub(crate) fn repository_path(&self) -> Result<&Path, NoRepositoryGiven> {
+        let path = self.global.repository.as_ref();
+        path.filter(|path| !path.as_os_str().is_empty())
+            .map(PathBuf::as_path)
+            .ok_or(NoRepositoryGiven)
+    }
+
+    /// Whether a network file system is accepted.
+    pub(crate) fn unsafe_network_fs(&self) -> bool {
+        self.global.unsafe_network_fs
+    }
+
+    /// The libvirt to talk to, where one was named.
+    pub(crate) fn libvirt_uri(&self) -> Option<&str> {
+        self.global.connect.as_deref()
+    }
+
+    /// Opens the repository to add to it.
+    pub(crate) fn open(&self) -> Result<Repository> {
+        self.open_with(false)
+    }
+
+    /// Opens the repository to read it: read-only media will do.
+    pub(crate) fn open_to_read(&self) -> Result<Repository> {
+        self.open_with(true)
+    }
+
+    fn open_with(&self, read_only: bool) -> Result<Repository> {
+        let options = OpenOptions {
+            read_only,
+            no_lock: self.global.no_lock,
+            unsafe_network_fs: self.global.unsafe_network_fs,
+        };
+        Ok(Repository::open(
+            self.repository_path()?,
+            &options,
+            Env::system(),
+        )?)
+    }
+
+    /// Connects to libvirt.
+    pub(crate) fn host(&self) -> Result<Host> {
+        Ok(Host::connect(self.libvirt_uri())?)
+    }
+
+    /// Reads a POINT.
+    pub(crate) fn parse_point(&self, text: &str) -> Result<PointSpec> {
+        Ok(PointSpec::parse(text, &self.zone)?)
+    }
+
+    /// Looks a POINT up.
+    pub(crate) fn find_point<'a>(
+        &self,
+        spec: &'a PointSpec,
+        points: &'a [Point],
+    ) -> Result<Found<'a>> {
+        Ok(spec.find(points, &self.zone)?)
+    }
+
+    /// `DOMAIN@TIME (ID)`, for saying which point was chosen.
+    pub(crate) fn describe(&self, point: &Point) -> String {
+        format!(
+            "{}@{} ({})",
+            shown(&point.domain.name),
+            when::local_time(point.time, &self.zone),
+            point.id
+        )
+    }
+}

@@ -1,0 +1,156 @@
+//! The devices of a restored domain: its disks at their new places; and for a clone, what two
+//! domains cannot share on one host.
+
+use roxmltree::Node;
+
+use super::rewrite::{Identity, RestoredDisk, Rewriting, child};
+use super::splice::escape;
+
+pub(super) fn rewrite(rewriting: &mut Rewriting<'_>, devices: Node<'_, '_>) {
+    for node in devices.children().filter(Node::is_element) {
+        match node.tag_name().name() {
+            "disk" => disk(rewriting, node),
+            _ if !rewriting.is_clone() => {}
+            "interface" => interface(rewriting, node),
+            "channel" => channel(rewriting, node),
+            "graphics" => graphics(rewriting, node),
+            "hostdev" => rewriting.note(
+                "a host device is passed through: the clone cannot run while the original uses it",
+            ),
+            "tpm" => rewriting.note("the clone's emulated TPM starts empty"),
+            _ => {}
+        }
+    }
+}
+
+fn disk(rewriting: &mut Rewriting<'_>, disk: Node<'_, '_>) {
+    let target = child(disk, "target")
+        .and_then(|node| node.attribute("dev"))
+        .unwrap_or("");
+    let restored = rewriting.placement.disks.iter();
+    if let Some(restored) = restored.clone().find(|d| d.target == target) {
+        return rehome(rewriting, disk, restored);
+    }
+    let source = child(disk, "source");
+    let path = source.and_then(|node| node.attribute("file").or(node.attribute("dev")));
+    let missing = path.filter(|path| !(rewriting.placement.host_has)(path));
+    let removable = matches!(disk.attribute("device"), Some("cdrom" | "floppy"));
+    let read_only = child(disk, "readonly").is_some();
+    match (missing, source) {
+        (Some(path), Some(source)) if removable => {
+            rewriting.splices.remove_element(source);
+            rewriting.note(format!(
+                "{target}: {path} is not on this host; the drive is left empty"
+            ));
+        }
+        (None, _) if removable || read_only => {}
+        (Some(path), _) if read_only => {
+            rewriting.splices.remove_element(disk);
+            rewriting.note(format!(
+                "{target}: {path} is not on this host; the disk is left out"
+            ));
+        }
+        _ if rewriting.is_clone() => {
+            // Two domains writing to one disk would destroy it.
+            rewriting.splices.remove_element(disk);
+            rewriting.note(format!(
+                "{target} was not restored: the clone does not have it"
+            ));
+        }
+        (missing, _) => rewriting.note(format!(
+            "{target} was not restored: the definition refers to the disk as before{}",
+            missing
+                .map(|path| format!(", but {path} is not on this host"))
+                .unwrap_or_default()
+        )),
+    }
+}
+
+/// Makes the disk a plain image file, whatever it was: all that belonged to the old place goes.
+fn rehome(rewriting: &mut Rewriting<'_>, disk: Node<'_, '_>, restored: &RestoredDisk) {
+    let splices = &mut rewriting.splices;
+    splices.set_attribute(disk, "type", "file");
+    let mut missing = String::new();
+    match child(disk, "driver") {
+        Some(driver) => splices.set_attribute(driver, "type", restored.format),
+        None => missing = format!("<driver name='qemu' type='{}'/>", restored.format),
+    }
+    let source = format!("<source file='{}'/>", escape(&restored.path));
+    match child(disk, "source") {
+        Some(node) => splices.replace_element(node, source),
+        None => missing.push_str(&source),
+    }
+    splices.insert_children(disk, &missing);
+    for node in disk.children().filter(Node::is_element) {
+        let name = node.tag_name().name();
+        if matches!(name, "backingStore" | "mirror" | "auth" | "encryption") {
+            splices.remove_element(node);
+        }
+    }
+    let encrypted = child(disk, "encryption")
+        .or_else(|| child(disk, "source").and_then(|node| child(node, "encryption")));
+    let is_lun = disk.attribute("device") == Some("lun");
+    if is_lun {
+        splices.set_attribute(disk, "device", "disk");
+        splices.remove_attribute(disk, "rawio");
+        splices.remove_attribute(disk, "sgio");
+    }
+    let target = &restored.target;
+    if is_lun {
+        rewriting.note(format!(
+            "{target} was a SCSI LUN of the host, and is a plain disk now"
+        ));
+    }
+    if encrypted.is_some() {
+        rewriting.note(format!(
+            "{target} was an encrypted image; the restored one is not encrypted"
+        ));
+    }
+}
+
+fn interface(rewriting: &mut Rewriting<'_>, interface: Node<'_, '_>) {
+    let Identity::Clone { network, .. } = rewriting.identity else {
+        return;
+    };
+    if let Some(mac) = child(interface, "mac") {
+        let address = (rewriting.placement.new_mac)();
+        rewriting.splices.set_attribute(mac, "address", &address);
+    }
+    if *network {
+        return;
+    }
+    match child(interface, "link") {
+        Some(link) => rewriting.splices.set_attribute(link, "state", "down"),
+        None => rewriting
+            .splices
+            .insert_children(interface, "<link state='down'/>"),
+    }
+}
+
+/// Lets libvirt choose the socket of a channel anew.
+fn channel(rewriting: &mut Rewriting<'_>, channel: Node<'_, '_>) {
+    let is_virtio = child(channel, "target").and_then(|n| n.attribute("type")) == Some("virtio");
+    if let Some(source) = child(channel, "source")
+        && channel.attribute("type") == Some("unix")
+        && source.attribute("mode") != Some("connect")
+        && is_virtio
+    {
+        rewriting.splices.remove_element(source);
+    }
+}
+
+/// A display on a fixed port gets a free one.
+fn graphics(rewriting: &mut Rewriting<'_>, graphics: Node<'_, '_>) {
+    let fixed = graphics.attribute("autoport") != Some("yes");
+    if let Some(port) = graphics
+        .attribute("port")
+        .filter(|port| fixed && *port != "-1")
+    {
+        rewriting.splices.set_attribute(graphics, "port", "-1");
+        rewriting.splices.remove_attribute(graphics, "tlsPort");
+        rewriting.splices.set_attribute(graphics, "autoport", "yes");
+        rewriting.note(format!(
+            "the display was on port {port}; the clone's gets a free port"
+        ));
+    }
+}

@@ -1,0 +1,219 @@
+//! `restore --define`: making a libvirt domain of what was restored.
+//!
+//! [`Definer::prepare`] refuses what cannot work before anything is restored; the XML is rewritten
+//! by [`rewrite`] without knowledge of the host; [`Definer::define`] brings both together.
+
+mod devices;
+mod firmware;
+mod rewrite;
+mod splice;
+
+use std::path::Path;
+
+use anyhow::{Context, Result, bail, ensure};
+use virt::connect::Connect;
+use virt::domain::Domain;
+use virt::error::ErrorNumber;
+use virtkeep_repo::{DomainUuid, FileRole, Point};
+
+use self::rewrite::{Identity, MovedFile, Placement, RestoredDisk};
+use crate::output::shown;
+use crate::restore::directory::{Restored, RestoredFile};
+
+/// As whom a restored domain is to be defined.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub(crate) enum As {
+    /// As itself.
+    Original,
+    /// As a copy of this name.
+    Clone {
+        /// The name.
+        name: String,
+        /// Whether its network links are up.
+        network: bool,
+    },
+}
+
+/// Defines one domain, once its disks are there.
+pub(crate) struct Definer {
+    connection: Connect,
+    identity: Identity,
+}
+
+/// A domain that was defined.
+pub(crate) struct Defined {
+    /// Its name.
+    pub(crate) name: String,
+    /// Its uuid.
+    pub(crate) uuid: String,
+    /// What the user should know about it.
+    pub(crate) notes: Vec<String>,
+    domain: Domain,
+}
+
+impl Definer {
+    /// Connects to libvirt and makes sure that the domain can be defined.
+    pub(crate) fn prepare(uri: Option<&str>, point: &Point, wanted: As) -> Result<Self> {
+        let has_xml = point.files.iter().any(|file| is_domain_xml(file.role));
+        ensure!(
+            has_xml,
+            "the point {} holds no domain XML, so --define cannot be used: restore without it",
+            point.id
+        );
+        virt::error::clear_error_callback();
+        let connection = Connect::open(uri).with_context(|| {
+            format!(
+                "cannot connect to libvirt{}: is the daemon running, and may this user use it?",
+                uri.map(|uri| format!(" at {uri}")).unwrap_or_default()
+            )
+        })?;
+        let identity = match wanted {
+            As::Original => {
+                let uuid = point.domain.uuid.to_string();
+                if exists(connection.lookup_domain_by_uuid_string(&uuid))? {
+                    bail!(
+                        "a domain with the uuid {uuid} exists: undefine it first, or define a clone with --name"
+                    );
+                }
+                ensure_free(&connection, &point.domain.name)?;
+                Identity::Original
+            }
+            As::Clone { name, network } => {
+                ensure_free(&connection, &name)?;
+                let uuid = random_uuid()?;
+                Identity::Clone {
+                    name,
+                    uuid,
+                    network,
+                }
+            }
+        };
+        Ok(Self {
+            connection,
+            identity,
+        })
+    }
+
+    /// Defines the domain on what was restored.
+    pub(crate) fn define(&self, restored: &Restored) -> Result<Defined> {
+        let xml = domain_xml(&restored.files)?;
+        let disks = restored
+            .disks
+            .iter()
+            .map(|disk| {
+                Ok(RestoredDisk {
+                    target: disk.target.clone(),
+                    path: utf8(&disk.path)?,
+                    format: disk.format.name(),
+                })
+            })
+            .collect::<Result<Vec<_>>>()?;
+        let files = moved_files(&restored.files)?;
+        let placement = Placement {
+            disks: &disks,
+            files: &files,
+            host_has: &|path| Path::new(path).exists(),
+            new_mac: &random_mac,
+        };
+        let rewritten = rewrite::rewrite(xml, &self.identity, &placement)?;
+        let domain = self
+            .connection
+            .define_domain_xml(&rewritten.xml)
+            .context("libvirt does not accept the definition; the restored files are complete")?;
+        Ok(Defined {
+            name: domain.name()?,
+            uuid: domain.uuid_string()?,
+            notes: rewritten.notes,
+            domain,
+        })
+    }
+}
+
+impl Defined {
+    /// Starts the domain.
+    pub(crate) fn start(&self) -> Result<()> {
+        self.domain
+            .create()
+            .with_context(|| format!("{} is defined, but does not start", shown(&self.name)))
+    }
+}
+
+fn ensure_free(connection: &Connect, name: &str) -> Result<()> {
+    if exists(connection.lookup_domain_by_name(name))? {
+        bail!(
+            "a domain named {} exists: undefine or rename it first, or choose another --name",
+            shown(name)
+        );
+    }
+    Ok(())
+}
+
+fn exists(looked_up: Result<Domain, virt::error::Error>) -> Result<bool> {
+    match looked_up {
+        Ok(_) => Ok(true),
+        Err(error) if error.code() == ErrorNumber::NoDomain.into() => Ok(false),
+        Err(error) => Err(error).context("cannot ask libvirt for its domains"),
+    }
+}
+
+fn is_domain_xml(role: FileRole) -> bool {
+    matches!(role, FileRole::DomainXml | FileRole::LiveXml)
+}
+
+/// The persistent XML; of a transient domain there is only the live one.
+fn domain_xml(files: &[RestoredFile]) -> Result<&str> {
+    let of = |role| files.iter().find(move |file| file.role == role);
+    let file = of(FileRole::DomainXml).or_else(|| of(FileRole::LiveXml));
+    let file = file.context("the point holds no domain XML")?;
+    std::str::from_utf8(&file.content).context("the point's domain XML is not text")
+}
+
+/// The files that the definition must find at their restored place: firmware variables always, for
+/// they belong to this domain; the others where the host does not have the same.
+fn moved_files(files: &[RestoredFile]) -> Result<Vec<MovedFile>> {
+    let mut moved = Vec::new();
+    for file in files {
+        let is_moved = match file.role {
+            FileRole::Nvram => true,
+            FileRole::Loader | FileRole::Kernel | FileRole::Initrd => !host_has_same(file),
+            _ => false,
+        };
+        if is_moved {
+            moved.push(MovedFile {
+                from: file.name.clone(),
+                to: utf8(&file.path)?,
+            });
+        }
+    }
+    Ok(moved)
+}
+
+fn host_has_same(file: &RestoredFile) -> bool {
+    std::fs::read(&file.name).is_ok_and(|content| content == file.content)
+}
+
+fn utf8(path: &Path) -> Result<String> {
+    path.to_str().map(str::to_owned).with_context(|| {
+        format!(
+            "libvirt cannot use {}: its name is not UTF-8",
+            path.display()
+        )
+    })
+}
+
+/// A random uuid (version 4 of RFC 9562).
+fn random_uuid() -> Result<DomainUuid> {
+    let mut bytes = [0; 16];
+    getrandom::fill(&mut bytes).context("no randomness")?;
+    bytes[6] = bytes[6] & 0x0f | 0x40;
+    bytes[8] = bytes[8] & 0x3f | 0x80;
+    Ok(DomainUuid::from_bytes(bytes))
+}
+
+/// A random address in the range that QEMU guests use.
+fn random_mac() -> String {
+    let mut tail = [0; 3];
+    // Without randomness the uuid would have failed before.
+    let _ = getrandom::fill(&mut tail);
+    format!("52:54:00:{:02x}:{:02x}:{:02x}", tail[0], tail[1], tail[2])
+}

@@ -1,0 +1,194 @@
+//! From the domain XML of a point to the XML that defines the restored domain.
+//!
+//! What has to change is spliced in; the rest stays byte for byte. Pure text work: what is where on
+//! the host is passed in.
+
+use roxmltree::{Document, Node};
+use virtkeep_repo::DomainUuid;
+
+use super::splice::{Splices, representable};
+use super::{devices, firmware};
+
+/// As whom the restored domain is defined.
+#[derive(Clone, Debug)]
+pub(crate) enum Identity {
+    /// As itself: name, uuid and MAC addresses stay.
+    Original,
+    /// As a copy that can run beside the original.
+    Clone {
+        /// Its name.
+        name: String,
+        /// Its uuid.
+        uuid: DomainUuid,
+        /// Whether its network links are up from the start.
+        network: bool,
+    },
+}
+
+/// A disk that was restored.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub(crate) struct RestoredDisk {
+    /// Its target name in the XML.
+    pub(crate) target: String,
+    /// Absolute path of the image.
+    pub(crate) path: String,
+    /// `raw` or `qcow2`.
+    pub(crate) format: &'static str,
+}
+
+/// Firmware variables, a kernel or the like that the definition has to find at a new place.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub(crate) struct MovedFile {
+    /// Where the XML says it is.
+    pub(crate) from: String,
+    /// Absolute path of the restored copy.
+    pub(crate) to: String,
+}
+
+/// Where everything is on this host.
+pub(crate) struct Placement<'a> {
+    /// The disks that were restored.
+    pub(crate) disks: &'a [RestoredDisk],
+    /// The other files that were restored and are to be used.
+    pub(crate) files: &'a [MovedFile],
+    /// Whether the host has a file or device of this path.
+    pub(crate) host_has: &'a dyn Fn(&str) -> bool,
+    /// A new MAC address that nobody uses.
+    pub(crate) new_mac: &'a dyn Fn() -> String,
+}
+
+/// The new definition.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub(crate) struct Rewritten {
+    /// Domain XML.
+    pub(crate) xml: String,
+    /// What the user should know about it.
+    pub(crate) notes: Vec<String>,
+}
+
+/// The XML of the point cannot be made into a definition.
+#[derive(Debug, thiserror::Error)]
+pub(crate) enum RewriteError {
+    /// It is not the XML of a domain.
+    #[error(
+        "the point's domain XML cannot be read ({0}): the disks can still be restored without --define"
+    )]
+    NotDomainXml(String),
+    /// A name or path that XML cannot express.
+    #[error("{what} {text:?} holds control characters, which libvirt cannot accept")]
+    NotRepresentable {
+        /// What it is.
+        what: &'static str,
+        /// The name or path.
+        text: String,
+    },
+}
+
+/// Rewrites the XML of a point for a restored domain.
+pub(crate) fn rewrite(
+    xml: &str,
+    identity: &Identity,
+    placement: &Placement<'_>,
+) -> Result<Rewritten, RewriteError> {
+    check_representable(identity, placement)?;
+    let document =
+        Document::parse(xml).map_err(|error| RewriteError::NotDomainXml(error.to_string()))?;
+    let domain = document.root_element();
+    if !domain.has_tag_name("domain") {
+        let why = format!("its root element is {:?}", domain.tag_name().name());
+        return Err(RewriteError::NotDomainXml(why));
+    }
+    let mut rewriting = Rewriting {
+        splices: Splices::new(xml),
+        identity,
+        placement,
+        notes: Vec::new(),
+    };
+    rewriting.identity(domain);
+    if let Some(os) = child(domain, "os") {
+        firmware::rewrite(&mut rewriting, os);
+    }
+    if let Some(devices) = child(domain, "devices") {
+        devices::rewrite(&mut rewriting, devices);
+    }
+    Ok(Rewritten {
+        xml: rewriting.splices.finish(),
+        notes: rewriting.notes,
+    })
+}
+
+/// A rewriting under way.
+pub(super) struct Rewriting<'a> {
+    pub(super) splices: Splices<'a>,
+    pub(super) identity: &'a Identity,
+    pub(super) placement: &'a Placement<'a>,
+    notes: Vec<String>,
+}
+
+impl Rewriting<'_> {
+    pub(super) fn note(&mut self, text: impl Into<String>) {
+        self.notes.push(text.into());
+    }
+
+    pub(super) fn is_clone(&self) -> bool {
+        matches!(self.identity, Identity::Clone { .. })
+    }
+
+    /// Where a file that the XML names has been put, if it has been moved.
+    pub(super) fn moved(&self, path: &str) -> Option<&str> {
+        let moved = self.placement.files.iter().find(|file| file.from == path);
+        moved.map(|file| file.to.as_str())
+    }
+
+    fn identity(&mut self, domain: Node<'_, '_>) {
+        // The generation id tells a guest that it was set back in time: libvirt makes a new one.
+        if let Some(genid) = child(domain, "genid") {
+            self.splices.replace_element(genid, "<genid/>");
+        }
+        let Identity::Clone { name, uuid, .. } = self.identity else {
+            return;
+        };
+        let uuid = uuid.to_string();
+        let mut missing = String::new();
+        match child(domain, "uuid") {
+            Some(node) => self.splices.set_text(node, &uuid),
+            None => missing = format!("<uuid>{uuid}</uuid>"),
+        }
+        match child(domain, "name") {
+            Some(node) => self.splices.set_text(node, name),
+            None => missing += &format!("<name>{}</name>", super::splice::escape(name)),
+        }
+        self.splices.insert_children(domain, &missing);
+        // libvirt demands that the system's uuid in SMBIOS equals the domain's.
+        let system = child(domain, "sysinfo").and_then(|node| child(node, "system"));
+        let entries = system.into_iter().flat_map(|node| node.children());
+        for entry in entries.filter(|n| n.attribute("name") == Some("uuid")) {
+            self.splices.set_text(entry, &uuid);
+        }
+    }
+}
+
+/// The first child element of this name.
+pub(super) fn child<'a, 'i>(node: Node<'a, 'i>, name: &str) -> Option<Node<'a, 'i>> {
+    node.children().find(|n| n.has_tag_name(name))
+}
+
+fn check_representable(identity: &Identity, placement: &Placement<'_>) -> Result<(), RewriteError> {
+    let name = match identity {
+        Identity::Clone { name, .. } => Some(("the name", name)),
+        Identity::Original => None,
+    };
+    let disks = placement.disks.iter().map(|d| ("the path", &d.path));
+    let files = placement.files.iter().map(|f| ("the path", &f.to));
+    for (what, text) in name.into_iter().chain(disks).chain(files) {
+        if !representable(text) {
+            let text = text.clone();
+            return Err(RewriteError::NotRepresentable { what, text });
+        }
+    }
+    Ok(())
+}
+
+#[cfg(test)]
+#[path = "rewrite_tests.rs"]
+mod tests;

@@ -1,0 +1,255 @@
+//! Tests of the rewriting: what changes, and that nothing else does.
+
+use virtkeep_repo::DomainUuid;
+
+use super::{Identity, MovedFile, Placement, RestoredDisk, Rewritten, rewrite};
+
+const DOMAIN: &str = "\
+<domain type='kvm' xmlns:qemu='http://libvirt.org/schemas/domain/qemu/1.0'>
+  <name>web1</name>
+  <uuid>11111111-1111-1111-1111-111111111111</uuid>
+  <genid>22222222-2222-2222-2222-222222222222</genid>
+  <sysinfo type='smbios'>
+    <system>
+      <entry name='uuid'>11111111-1111-1111-1111-111111111111</entry>
+    </system>
+  </sysinfo>
+  <os firmware='efi'>
+    <type arch='x86_64' machine='pc-q35-9.2'>hvm</type>
+    <loader readonly='yes' type='pflash'>/usr/share/OVMF/OVMF_CODE.fd</loader>
+    <nvram template='/usr/share/OVMF/OVMF_VARS.fd'>/var/lib/libvirt/qemu/nvram/web1_VARS.fd</nvram>
+    <kernel>/boot/vmlinuz</kernel>
+  </os>
+  <devices>
+    <disk type='block' device='disk' snapshot='external'>
+      <driver name='qemu' type='raw' cache='none' io='native'/>
+      <source dev='/dev/vg/web1' index='2'/>
+      <backingStore type='file'>
+        <format type='qcow2'/>
+        <source file='/images/base.qcow2'/>
+      </backingStore>
+      <target dev='vda' bus='virtio'/>
+    </disk>
+    <disk type='network' device='disk'>
+      <auth username='admin'><secret type='ceph' uuid='33333333-3333-3333-3333-333333333333'/></auth>
+      <source protocol='rbd' name='pool/web1'><host name='ceph1'/></source>
+      <target dev='vdb' bus='virtio'/>
+    </disk>
+    <disk type='file' device='cdrom'>
+      <driver name='qemu' type='raw'/>
+      <source file='/iso/debian.iso'/>
+      <target dev='sda' bus='sata'/>
+      <readonly/>
+    </disk>
+    <interface type='network'>
+      <mac address='52:54:00:11:11:11'/>
+      <source network='default'/>
+    </interface>
+    <interface type='bridge'>
+      <mac address='52:54:00:22:22:22'/>
+      <link state='up'/>
+    </interface>
+    <channel type='unix'>
+      <source mode='bind' path='/var/lib/libvirt/qemu/channel/target/web1.agent'/>
+      <target type='virtio' name='org.qemu.guest_agent.0'/>
+    </channel>
+    <graphics type='vnc' port='5901' autoport='no'/>
+  </devices>
+  <!-- kept -->
+</domain>
+";
+
+fn disks() -> Vec<RestoredDisk> {
+    ["vda", "vdb"]
+        .map(|target| RestoredDisk {
+            target: target.to_owned(),
+            path: format!("/restore/it's/{target}.qcow2"),
+            format: "qcow2",
+        })
+        .to_vec()
+}
+
+fn run(xml: &str, identity: &Identity, disks: &[RestoredDisk], host: &[&str]) -> Rewritten {
+    let files = [MovedFile {
+        from: "/var/lib/libvirt/qemu/nvram/web1_VARS.fd".to_owned(),
+        to: "/restore/nvram.fd".to_owned(),
+    }];
+    let placement = Placement {
+        disks,
+        files: &files,
+        host_has: &|path| host.contains(&path),
+        new_mac: &|| "52:54:00:99:99:99".to_owned(),
+    };
+    rewrite(xml, identity, &placement).unwrap()
+}
+
+fn copy(network: bool) -> Identity {
+    Identity::Clone {
+        name: "web1 & copy".to_owned(),
+        uuid: DomainUuid::from_bytes([0x44; 16]),
+        network,
+    }
+}
+
+const HOST: [&str; 3] = [
+    "/usr/share/OVMF/OVMF_CODE.fd",
+    "/boot/vmlinuz",
+    "/iso/debian.iso",
+];
+
+/// The lines of `new` that `old` does not have.
+fn changed<'a>(old: &str, new: &'a str) -> Vec<&'a str> {
+    new.lines()
+        .filter(|line| !old.lines().any(|known| known == *line))
+        .map(str::trim)
+        .collect()
+}
+
+#[test]
+fn an_original_keeps_all_but_what_is_at_a_new_place() {
+    let result = run(DOMAIN, &Identity::Original, &disks(), &HOST);
+    assert_eq!(
+        changed(DOMAIN, &result.xml),
+        [
+            "<genid/>",
+            "<nvram template='/usr/share/OVMF/OVMF_VARS.fd'>/restore/nvram.fd</nvram>",
+            "<disk type='file' device='disk' snapshot='external'>",
+            "<driver name='qemu' type='qcow2' cache='none' io='native'/>",
+            "<source file='/restore/it&apos;s/vda.qcow2'/>",
+            "<disk type='file' device='disk'>",
+            "<source file='/restore/it&apos;s/vdb.qcow2'/>",
+            "<driver name='qemu' type='qcow2'/></disk>",
+        ]
+    );
+    assert!(!result.xml.contains("backingStore") && !result.xml.contains("<auth"));
+    assert!(result.xml.ends_with("  <!-- kept -->\n</domain>\n"));
+    assert_eq!(result.notes, [""; 0]);
+    roxmltree::Document::parse(&result.xml).unwrap();
+}
+
+#[test]
+fn a_clone_shares_nothing_that_two_domains_cannot_share() {
+    let result = run(DOMAIN, &copy(false), &disks(), &HOST);
+    let uuid = "44444444-4444-4444-4444-444444444444";
+    let xml = &result.xml;
+    assert!(xml.contains("<name>web1 &amp; copy</name>"), "{xml}");
+    assert!(xml.contains(&format!("<uuid>{uuid}</uuid>")), "{xml}");
+    assert!(xml.contains(&format!("<entry name='uuid'>{uuid}</entry>")));
+    assert!(!xml.contains("11111111") && !xml.contains("52:54:00:11"));
+    assert_eq!(xml.matches("52:54:00:99:99:99").count(), 2);
+    assert_eq!(xml.matches("<link state='down'/>").count(), 2);
+    assert!(!xml.contains("/var/lib/libvirt/qemu/channel/"));
+    assert!(xml.contains("<graphics type='vnc' port='-1' autoport='yes'/>"));
+    assert_eq!(
+        result.notes,
+        ["the display was on port 5901; the clone's gets a free port"]
+    );
+    roxmltree::Document::parse(xml).unwrap();
+}
+
+#[test]
+fn a_clone_with_network_keeps_its_links() {
+    let result = run(DOMAIN, &copy(true), &disks(), &HOST);
+    assert!(!result.xml.contains("state='down'"));
+    assert!(result.xml.contains("<link state='up'/>"));
+    assert!(!result.xml.contains("52:54:00:22"));
+}
+
+#[test]
+fn files_that_the_host_lacks_are_replaced_dropped_or_named() {
+    let result = run(DOMAIN, &Identity::Original, &disks(), &[]);
+    assert!(!result.xml.contains("debian.iso"));
+    assert!(result.xml.contains("<target dev='sda' bus='sata'/>"));
+    assert_eq!(
+        result.notes,
+        [
+            "the loader /usr/share/OVMF/OVMF_CODE.fd is not on this host, and not in the point",
+            "the kernel /boot/vmlinuz is not on this host, and not in the point",
+            "sda: /iso/debian.iso is not on this host; the drive is left empty",
+        ]
+    );
+}
+
+#[test]
+fn a_clone_never_writes_to_a_disk_of_the_original() {
+    let result = run(DOMAIN, &copy(false), &disks()[..1], &HOST);
+    assert!(!result.xml.contains("dev='vdb'"));
+    assert!(
+        result
+            .notes
+            .contains(&"vdb was not restored: the clone does not have it".to_owned()),
+        "{:?}",
+        result.notes
+    );
+    let original = run(DOMAIN, &Identity::Original, &disks()[..1], &HOST);
+    assert!(original.xml.contains("name='pool/web1'"));
+}
+
+#[test]
+fn firmware_variables_in_the_new_form_are_moved_too() {
+    let xml = "<domain><os><nvram type='file' format='qcow2' template='/t'>\
+               <source file='/var/lib/libvirt/qemu/nvram/web1_VARS.fd'/></nvram></os></domain>";
+    let result = run(xml, &Identity::Original, &[], &[]);
+    assert!(
+        result
+            .xml
+            .contains("<nvram format='qcow2' template='/t'>/restore/nvram.fd</nvram>"),
+        "{}",
+        result.xml
+    );
+}
+
+#[test]
+fn a_clone_without_firmware_variables_gets_fresh_ones() {
+    let xml = "<domain><os><nvram template='/t'>/other</nvram></os></domain>";
+    let result = run(xml, &copy(false), &[], &[]);
+    assert!(
+        result.xml.contains("<nvram template='/t'/>"),
+        "{}",
+        result.xml
+    );
+    let original = run(xml, &Identity::Original, &[], &[]);
+    assert_eq!(original.xml, xml);
+}
+
+#[test]
+fn a_clone_gets_the_identity_that_its_xml_did_not_have() {
+    let result = run("<domain type='kvm'/>", &copy(false), &[], &[]);
+    assert_eq!(
+        result.xml,
+        "<domain type='kvm'><uuid>44444444-4444-4444-4444-444444444444</uuid>\
+         <name>web1 &amp; copy</name></domain>"
+    );
+}
+
+#[test]
+fn a_lun_and_an_encrypted_image_become_plain_disks() {
+    let xml = "<domain><devices>\
+        <disk type='block' device='lun' rawio='yes' sgio='unfiltered'><source dev='/dev/sdx'/>\
+        <target dev='vda'/></disk>\
+        <disk type='file' device='disk'><source file='/luks'><encryption format='luks'/></source>\
+        <target dev='vdb'/></disk></devices></domain>";
+    let result = run(xml, &Identity::Original, &disks(), &[]);
+    assert!(result.xml.contains("<disk type='file' device='disk'>"));
+    assert!(!result.xml.contains("sgio") && !result.xml.contains("encryption"));
+    assert_eq!(result.notes.len(), 2, "{:?}", result.notes);
+}
+
+#[test]
+fn what_xml_cannot_hold_is_refused() {
+    let identity = Identity::Clone {
+        name: "a\x1bb".to_owned(),
+        uuid: DomainUuid::from_bytes([0; 16]),
+        network: false,
+    };
+    let placement = Placement {
+        disks: &[],
+        files: &[],
+        host_has: &|_| true,
+        new_mac: &String::new,
+    };
+    let refused = |xml, identity| rewrite(xml, identity, &placement).unwrap_err().to_string();
+    assert!(refused("<domain/>", &identity).contains("control characters"));
+    assert!(refused("<network/>", &Identity::Original).contains("\"network\""));
+    assert!(refused("not xml", &Identity::Original).contains("cannot be read"));
+}

@@ -1,0 +1,230 @@
+//! How a command ended: the exit code for the caller, the stable code of its error for programs.
+//!
+//! Commands return an [`Exit`] or an error; only `main` turns either into an exit code.
+
+use std::fmt;
+
+use virtkeep_capture::Error as Capture;
+use virtkeep_repo::Error as Engine;
+
+use crate::context::NoRepositoryGiven;
+use crate::output::{OutputError, shown_lines};
+use crate::point_spec::PointError;
+use crate::signals;
+
+/// What the exit code of the program says.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(crate) enum Exit {
+    /// All was done, notes included.
+    Done,
+    /// Nothing came of it.
+    Failed,
+    /// The command line makes no sense.
+    Usage,
+    /// Some of it was done: a domain of several failed.
+    Partly,
+    /// Stored bytes are not what they should be.
+    Damage,
+    /// There is no repository there.
+    NoRepository,
+    /// Someone else is at work on the same thing.
+    Busy,
+    /// Ended by this signal.
+    Signal(i32),
+}
+
+impl Exit {
+    /// The number for the caller.
+    pub(crate) fn code(self) -> u8 {
+        match self {
+            Self::Done => 0,
+            Self::Failed => 1,
+            Self::Usage => 2,
+            Self::Partly => 3,
+            Self::Damage => 4,
+            Self::NoRepository => 10,
+            Self::Busy => 11,
+            Self::Signal(number) => u8::try_from(128 + number).unwrap_or(1),
+        }
+    }
+}
+
+/// The command line makes no sense, in a way that the parser cannot see.
+#[derive(Debug)]
+pub(crate) struct Usage(pub(crate) String);
+
+impl fmt::Display for Usage {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.write_str(&self.0)
+    }
+}
+
+impl std::error::Error for Usage {}
+
+/// A mistake in usage, as an error.
+pub(crate) fn usage(text: impl Into<String>) -> anyhow::Error {
+    anyhow::Error::new(Usage(text.into()))
+}
+
+/// An error, seen from outside.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub(crate) struct Failure {
+    /// For the exit code.
+    pub(crate) exit: Exit,
+    /// The stable code of `"type":"error"` lines.
+    pub(crate) code: &'static str,
+    /// What failed, on which disk or file, and what to do next.
+    pub(crate) message: String,
+}
+
+impl Failure {
+    /// Looks through an error for what the caller has to know.
+    pub(crate) fn of(error: &anyhow::Error) -> Self {
+        let (exit, code) = error
+            .chain()
+            .find_map(classify)
+            .unwrap_or((Exit::Failed, "failed"));
+        Self {
+            exit,
+            code,
+            message: message(error),
+        }
+    }
+}
+
+fn classify(error: &(dyn std::error::Error + 'static)) -> Option<(Exit, &'static str)> {
+    if let Some(error) = error.downcast_ref::<Engine>() {
+        return engine(error);
+    }
+    if let Some(error) = error.downcast_ref::<Capture>() {
+        return Some(capture(error));
+    }
+    if error.is::<NoRepositoryGiven>() {
+        return Some((Exit::NoRepository, "no-repository"));
+    }
+    if let Some(error) = error.downcast_ref::<PointError>() {
+        return Some(match error {
+            PointError::Syntax(_) => (Exit::Usage, "usage"),
+            PointError::NotFound(_) => (Exit::Failed, "not-found"),
+            PointError::Ambiguous(_) => (Exit::Failed, "ambiguous"),
+        });
+    }
+    if error.is::<Usage>() {
+        return Some((Exit::Usage, "usage"));
+    }
+    if let Some(OutputError(error)) = error.downcast_ref::<OutputError>()
+        && error.kind() == std::io::ErrorKind::BrokenPipe
+    {
+        return Some((Exit::Done, "closed"));
+    }
+    let io = error.downcast_ref::<std::io::Error>()?;
+    match io.kind() {
+        std::io::ErrorKind::StorageFull | std::io::ErrorKind::QuotaExceeded => {
+            Some((Exit::Failed, "no-space"))
+        }
+        std::io::ErrorKind::PermissionDenied => Some((Exit::Failed, "no-permission")),
+        std::io::ErrorKind::AlreadyExists => Some((Exit::Failed, "exists")),
+        _ => None,
+    }
+}
+
+fn capture(error: &Capture) -> (Exit, &'static str) {
+    match error {
+        Capture::Repo(error) => engine(error).unwrap_or((Exit::Failed, "repository")),
+        Capture::Cancelled => interrupted(),
+        Capture::ForeignJob { .. } | Capture::DomainBusy { .. } => (Exit::Busy, error.code()),
+        _ => (Exit::Failed, error.code()),
+    }
+}
+
+/// Stopped on request: by a signal, as far as this program goes.
+fn interrupted() -> (Exit, &'static str) {
+    match signals::caught() {
+        Some(number) => (Exit::Signal(number), "interrupted"),
+        None => (Exit::Failed, "interrupted"),
+    }
+}
+
+fn engine(error: &Engine) -> Option<(Exit, &'static str)> {
+    Some(match error {
+        Engine::NoRepository { .. } => (Exit::NoRepository, "no-repository"),
+        Engine::NotARepository { .. } => (Exit::NoRepository, "not-a-repository"),
+        Engine::NewerFormat { .. } => (Exit::Failed, "newer-format"),
+        Engine::UnknownFeature { .. } => (Exit::Failed, "unknown-feature"),
+        Engine::NetworkFileSystem { .. } => (Exit::Failed, "network-file-system"),
+        Engine::AlreadyExists { .. } => (Exit::Failed, "exists"),
+        Engine::ReadOnly { .. } => (Exit::Failed, "read-only"),
+        Engine::NoSuchPoint { .. } => (Exit::Failed, "not-found"),
+        Engine::DiskSize { .. } => (Exit::Failed, "disk-size"),
+        Engine::Busy { .. } => (Exit::Busy, "busy"),
+        Engine::Corrupt { .. } | Engine::Missing { .. } => (Exit::Damage, "damage"),
+        Engine::Cancelled => interrupted(),
+        // The cause further down says more: the system's error, or the source's.
+        _ => return None,
+    })
+}
+
+/// The causes in one line, from the outside in. Some errors repeat their cause: that is said once.
+fn message(error: &anyhow::Error) -> String {
+    let mut text = String::new();
+    for cause in error.chain() {
+        let cause = cause.to_string();
+        if text.ends_with(&cause) {
+            continue;
+        }
+        if !text.is_empty() {
+            text.push_str(": ");
+        }
+        text.push_str(&cause);
+    }
+    let no_space = error.chain().any(|cause| {
+        cause
+            .downcast_ref::<Engine>()
+            .is_some_and(Engine::is_no_space)
+    });
+    if no_space {
+        text.push_str(
+            ". Free some space and run the command again: what was stored so far is found again",
+        );
+    }
+    shown_lines(&text)
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use anyhow::Context;
+
+    #[test]
+    fn a_cause_that_is_repeated_is_said_once() {
+        let source: virtkeep_repo::SourceError = "vda: the server went away".into();
+        let error = Err::<(), _>(Engine::Source(source))
+            .context("cannot back up vm1")
+            .unwrap_err();
+        let failure = Failure::of(&error);
+        assert_eq!(
+            failure.message,
+            "cannot back up vm1: vda: the server went away"
+        );
+        assert_eq!(failure.exit.code(), 1);
+    }
+
+    #[test]
+    fn the_first_known_cause_decides_the_exit_code() {
+        let busy = Engine::Busy {
+            what: "domain vm1".to_owned(),
+            holder: "pid 7".to_owned(),
+        };
+        let error = Err::<(), _>(busy).context("cannot begin").unwrap_err();
+        assert_eq!(Failure::of(&error).exit, Exit::Busy);
+        assert_eq!(Failure::of(&usage("no")).exit.code(), 2);
+        assert_eq!(Exit::Signal(2).code(), 130);
+        assert_eq!(Exit::Signal(15).code(), 143);
+    }
+
+    #[test]
+    fn hostile_bytes_in_a_message_do_not_reach_the_terminal() {
+        let error = anyhow::anyhow!("no domain \x1b[31m");
+        assert_eq!(Failure::of(&error).message, "no domain \\u{1b}[31m");
+    }
+}

@@ -1,0 +1,96 @@
+//! How far a command has come, on standard error: bars with rate and time left on a terminal, one
+//! plain line per event otherwise.
+
+use std::io::IsTerminal;
+use std::time::Duration;
+
+use indicatif::{MultiProgress, ProgressBar, ProgressDrawTarget, ProgressStyle};
+use virtkeep_repo::{ByteLen, Progress};
+
+use crate::output::{shown, size};
+
+/// Where progress and notes of one command go.
+#[derive(Clone, Debug)]
+pub(crate) struct Reporter {
+    bars: MultiProgress,
+    on_terminal: bool,
+}
+
+impl Reporter {
+    /// To standard error.
+    pub(crate) fn new() -> Self {
+        let on_terminal = std::io::stderr().is_terminal();
+        let target = if on_terminal {
+            ProgressDrawTarget::stderr()
+        } else {
+            ProgressDrawTarget::hidden()
+        };
+        Self {
+            bars: MultiProgress::with_draw_target(target),
+            on_terminal,
+        }
+    }
+
+    /// Whether bars are seen, so that plain lines would only repeat them.
+    pub(crate) fn shows_bars(&self) -> bool {
+        self.on_terminal
+    }
+
+    /// One line, above the bars.
+    pub(crate) fn note(&self, text: &str) {
+        self.note_lines(&shown(text));
+    }
+
+    /// Text that is harmless already, and may have several lines.
+    pub(crate) fn note_lines(&self, text: &str) {
+        self.bars.suspend(|| eprintln!("{text}"));
+    }
+
+    /// Starts the progress of one disk, with a line where there is no bar; `verb` is what happens
+    /// to it, as in "vda: restoring".
+    pub(crate) fn disk(&self, name: &str, verb: &str, len: ByteLen) -> DiskProgress {
+        if !self.on_terminal {
+            self.note(&format!("{name}: {verb}, {}", size(len.0)));
+        }
+        self.bar(name, len)
+    }
+
+    /// Starts the progress of one disk, as a bar where one is seen.
+    pub(crate) fn bar(&self, name: &str, len: ByteLen) -> DiskProgress {
+        let bar = ProgressBar::hidden();
+        bar.set_length(len.0);
+        if self.on_terminal {
+            bar.set_style(style());
+            bar.set_prefix(shown(name));
+            self.bars.add(bar.clone());
+            bar.enable_steady_tick(Duration::from_millis(250));
+        }
+        DiskProgress { bar }
+    }
+}
+
+fn style() -> ProgressStyle {
+    const TEMPLATE: &str = "{prefix:<12} {wide_bar} {percent:>3}% of {binary_total_bytes}  {binary_bytes_per_sec}  {eta} left";
+    ProgressStyle::with_template(TEMPLATE).unwrap_or_else(|_| ProgressStyle::default_bar())
+}
+
+/// The progress of one disk. Ends when dropped.
+#[derive(Debug)]
+pub(crate) struct DiskProgress {
+    bar: ProgressBar,
+}
+
+impl Drop for DiskProgress {
+    fn drop(&mut self) {
+        self.bar.finish_and_clear();
+    }
+}
+
+impl Progress for DiskProgress {
+    fn passed(&self, bytes: u64) {
+        self.bar.inc(bytes);
+    }
+
+    // The bar shows how much of the disk is dealt with; what of it was really read is in the result.
+    fn moved(&self, _: u64) {}
+}

@@ -1,0 +1,52 @@
+//! Ctrl-C and SIGTERM.
+//!
+//! A command that leaves nothing behind simply dies. One that has something to clean up calls
+//! [`cancel_in_order`] first: then the first signal asks it to stop, and every further one only says
+//! what is still being done. The exit code is 128 and the number of the first signal either way.
+
+use std::io;
+use std::sync::Mutex;
+use std::sync::atomic::{AtomicI32, Ordering};
+
+use signal_hook::consts::{SIGHUP, SIGINT, SIGTERM};
+use signal_hook::iterator::Signals;
+use virtkeep_repo::Cancel;
+
+static CAUGHT: AtomicI32 = AtomicI32::new(0);
+static CLEANING: Mutex<&str> = Mutex::new("");
+
+/// From now on signals set the flag that is returned. `cleaning` says what the end in order is
+/// busy with, as in "still {cleaning}".
+pub(crate) fn cancel_in_order(cleaning: &'static str) -> io::Result<Cancel> {
+    if let Ok(mut current) = CLEANING.lock() {
+        *current = cleaning;
+    }
+    let cancel = Cancel::new();
+    let seen = cancel.clone();
+    let mut signals = Signals::new([SIGINT, SIGTERM, SIGHUP])?;
+    std::thread::Builder::new()
+        .name("signals".to_owned())
+        .spawn(move || {
+            for number in &mut signals {
+                let first = CAUGHT
+                    .compare_exchange(0, number, Ordering::SeqCst, Ordering::SeqCst)
+                    .is_ok();
+                seen.cancel();
+                let cleaning = CLEANING.lock().map(|text| *text).unwrap_or_default();
+                if first {
+                    eprintln!("\nvirtkeep: interrupted, {cleaning}");
+                } else {
+                    eprintln!("\nvirtkeep: still {cleaning}, please wait");
+                }
+            }
+        })?;
+    Ok(cancel)
+}
+
+/// The signal that asked the command to stop, if any did.
+pub(crate) fn caught() -> Option<i32> {
+    match CAUGHT.load(Ordering::SeqCst) {
+        0 => None,
+        number => Some(number),
+    }
+}
