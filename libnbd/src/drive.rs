@@ -108,7 +108,8 @@ pub(crate) fn settle(
     deadline: Deadline,
 ) -> Result<(), Error> {
     while handle.phase() == Phase::Connecting {
-        if step(handle, deadline, None)? == Step::TimedOut {
+        let step = step(handle, deadline, None).map_err(|error| error.during(operation))?;
+        if step == Step::TimedOut {
             return Err(deadline.error(operation));
         }
     }

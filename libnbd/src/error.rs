@@ -57,7 +57,7 @@ pub enum Error {
     Library {
         /// What was being done.
         operation: Operation,
-        /// The library's own words.
+        /// The library's own words, without the name of its function.
         message: String,
         /// The system error number, where there is one.
         errno: Option<i32>,
@@ -149,6 +149,14 @@ impl Error {
             operation,
             reason: reason.into(),
         }
+    }
+
+    /// The same library error, arisen during another operation.
+    pub(crate) fn during(mut self, operation: Operation) -> Error {
+        if let Error::Library { operation: was, .. } = &mut self {
+            *was = operation;
+        }
+        self
     }
 
     pub(crate) fn system(operation: Operation, errno: rustix::io::Errno) -> Error {

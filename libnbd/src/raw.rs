@@ -56,14 +56,21 @@ pub(crate) fn last_error(operation: Operation) -> Error {
         "unknown error".to_owned()
     } else {
         // SAFETY: not null, so a NUL-terminated string, see above.
-        unsafe { CStr::from_ptr(text) }
-            .to_string_lossy()
-            .into_owned()
+        let text = unsafe { CStr::from_ptr(text) }.to_string_lossy();
+        without_function(&text).to_owned()
     };
     Error::Library {
         operation,
         message,
         errno: (errno != 0).then_some(errno),
+    }
+}
+
+/// Messages begin with the C function called, which means nothing to users of this crate.
+fn without_function(message: &str) -> &str {
+    match message.split_once(": ") {
+        Some((function, rest)) if function.starts_with("nbd_") => rest,
+        _ => message,
     }
 }
 
@@ -204,19 +211,16 @@ impl RawHandle {
         check(Operation::Connect, status).map(drop)
     }
 
-    /// The size of the export; a negative answer of any value is an error (CVE-2023-5215).
+    /// The size of the export. Old releases hand a size of 2^63 or more through as a negative
+    /// number (CVE-2023-5215), -1 among them, so every negative answer means just that.
     pub(crate) fn size(&self) -> Result<u64, Error> {
         // SAFETY: the handle is valid.
         let size = unsafe { sys::nbd_get_size(self.as_ptr()) };
-        match u64::try_from(size) {
-            Ok(size) => Ok(size),
-            Err(_) if size == -1 => Err(last_error(Operation::Connect)),
-            Err(_) => Err(Error::Protocol {
-                operation: Operation::Connect,
-                offset: 0,
-                reason: format!("export size {} is 2^63 or more", size as u64),
-            }),
-        }
+        u64::try_from(size).map_err(|_| Error::Protocol {
+            operation: Operation::Connect,
+            offset: 0,
+            reason: "the export claims to have 2^63 bytes or more".to_owned(),
+        })
     }
 
     /// One block size limit in bytes; `None` when the server did not advertise it.

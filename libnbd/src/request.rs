@@ -9,6 +9,7 @@
 //! they never call the library themselves (its lock is held) and let no panic out.
 
 use std::ffi::{CStr, c_char, c_int, c_uint, c_void};
+use std::mem::take;
 use std::panic::{AssertUnwindSafe, catch_unwind};
 use std::sync::mpsc::Sender;
 
@@ -136,8 +137,9 @@ impl Request {
         }
     }
 
-    /// Turns a completed request into its report. Buffers of failed reads end here.
-    fn report(self) -> Option<(Sender<Completion>, Completion)> {
+    /// The report of a completed request. Buffers of failed reads stay behind and end with
+    /// the request.
+    fn report(&mut self) -> Option<Completion> {
         let operation = self.command.operation();
         let (offset, length) = (self.offset, self.length);
         let errno = self.outcome?;
@@ -157,17 +159,17 @@ impl Request {
                 errno,
             })
         } else {
-            match self.command {
-                Command::Read { bytes, pieces } => match pieces.finish(bytes.len()) {
+            match &mut self.command {
+                Command::Read { bytes, pieces } => match take(pieces).finish(bytes.len()) {
                     Ok(pieces) => Ok(Reply::Read(ReadReply {
                         offset,
-                        bytes,
+                        bytes: take(bytes),
                         pieces,
                     })),
                     Err(rule) => Err(protocol(rule)),
                 },
                 Command::BlockStatus { contexts } => {
-                    validate(contexts, offset, length, self.export_size)
+                    validate(take(contexts), offset, length, self.export_size)
                         .map(Reply::BlockStatus)
                         .map_err(|rule| protocol(&rule))
                 }
@@ -177,11 +179,10 @@ impl Request {
                 | Command::Flush => Ok(Reply::Done),
             }
         };
-        let completion = Completion {
+        Some(Completion {
             token: self.token,
             result,
-        };
-        Some((self.done, completion))
+        })
     }
 
     fn chunk(&mut self, offset: u64, count: usize, status: c_uint) -> Result<(), &'static str> {
@@ -317,10 +318,12 @@ unsafe extern "C" fn on_free(user_data: *mut c_void) {
     shield((), || {
         // SAFETY: `user_data` comes from `Box::into_raw` in `submit`; the library calls this
         // once per command and never uses the request or its buffers afterwards.
-        let request = unsafe { Box::from_raw(user_data.cast::<Request>()) };
-        if let Some((done, completion)) = request.report() {
+        let mut request = unsafe { Box::from_raw(user_data.cast::<Request>()) };
+        if let Some(completion) = request.report() {
             // Fails only while the handle is being dropped: then nobody waits.
-            let _ = done.send(completion);
+            let _ = request.done.send(completion);
         }
+        // Only now, as dropping the data of a write runs the caller's code, which may panic.
+        drop(request);
     });
 }
