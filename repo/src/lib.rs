@@ -11,6 +11,7 @@ mod backup;
 mod budget;
 mod cache;
 mod cancel;
+mod check;
 #[doc(hidden)]
 pub mod codec;
 #[doc(hidden)]
@@ -45,6 +46,7 @@ mod units;
 
 pub use backup::{Backup, PointDraft, StoredDisk};
 pub use cancel::Cancel;
+pub use check::{Affected, CheckOptions, CheckProgress, CheckReport};
 pub use codec::Codec;
 pub use env::{Clock, Env, Random};
 pub use error::{Error, Result};

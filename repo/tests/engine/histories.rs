@@ -63,7 +63,7 @@ fn clip(disk: &MemoryDisk, at: usize, len: usize) -> (usize, usize) {
 }
 
 proptest! {
-    #![proptest_config(ProptestConfig::with_cases(48))]
+    #![proptest_config(ProptestConfig::with_cases(24))]
 
     #[test]
     fn every_point_of_a_history_restores_byte_for_byte(
