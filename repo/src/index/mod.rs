@@ -44,8 +44,15 @@ use crate::{LeaseId, PackId, PackKind, PointId, RawId, RepoId, Result};
 /// Memory redb may use for its cache, in bytes.
 const CACHE_BYTES: usize = 64 << 20;
 
-/// How many entries are added in one transaction.
-const SLICE_ENTRIES: usize = 16 << 10;
+/// How many entries are added in one transaction at most.
+const SLICE_ENTRIES_MAX: usize = 16 << 10;
+
+/// How many leaf pages one transaction may touch, more or less: what a slice costs is set by the
+/// pages it rewrites (about 30 µs each) and not by its entries. A whole pack fits.
+const SLICE_LEAVES_MAX: usize = 2560;
+
+/// Entries in a leaf page of the table of ids, roughly: 76 bytes each, pages two thirds full.
+const LEAF_ENTRIES: usize = 36;
 
 /// How often a read is tried again after the mark of a killed writer was taken away: writers killed
 /// one after the other could go on leaving one.
@@ -219,7 +226,8 @@ impl Index {
     /// Entries are sorted and committed in slices, with the lock released between them: the larger
     /// the batch, the less an entry costs.
     pub fn add_packs(&self, packs: &[NewPack]) -> Result<()> {
-        add_in_slices(packs, |slice| self.write(slice))
+        let present = self.read(View::entries)?;
+        add_in_slices(packs, present, |slice| self.write(slice))
     }
 
     /// The cached point records.
@@ -332,7 +340,10 @@ impl Rebuild<'_> {
 
     /// Adds packs; as [`Index::add_packs`].
     pub fn add_packs(&self, packs: &[NewPack]) -> Result<()> {
-        add_in_slices(packs, |slice| self.write(slice))
+        let present = self
+            .index
+            .guarded(|| View::new(self.database.begin_read()?).entries())?;
+        add_in_slices(packs, present, |slice| self.write(slice))
     }
 
     /// Puts the new index in the place of the old one, under the exclusive lock. `last` is run under
@@ -355,8 +366,13 @@ impl Rebuild<'_> {
 /// Part of the work on a batch: one transaction of its own.
 type Slice<'a> = &'a mut dyn FnMut(&Edit) -> Result<(), Fault>;
 
-/// Adds packs and their entries, sorted by id, in transactions of limited size, each run by `write`.
-fn add_in_slices(packs: &[NewPack], mut write: impl FnMut(Slice) -> Result<()>) -> Result<()> {
+/// Adds packs and their entries, sorted by id, in transactions of limited size, each run by `write`, to
+/// an index with `present` entries.
+fn add_in_slices(
+    packs: &[NewPack],
+    present: u64,
+    mut write: impl FnMut(Slice) -> Result<()>,
+) -> Result<()> {
     let mut entries: Vec<(RawId, usize, u32, u32)> = Vec::new();
     for (place, pack) in packs.iter().enumerate() {
         let located = pack.entries.iter();
@@ -364,7 +380,7 @@ fn add_in_slices(packs: &[NewPack], mut write: impl FnMut(Slice) -> Result<()>) 
     }
     entries.sort_unstable();
     let mut numbers: Vec<u32> = Vec::new();
-    let mut slices = entries.chunks(SLICE_ENTRIES).peekable();
+    let mut slices = entries.chunks(slice_len(entries.len(), present)).peekable();
     loop {
         let slice = slices.next().unwrap_or_default();
         let is_last = slices.peek().is_none();
@@ -389,6 +405,15 @@ fn add_in_slices(packs: &[NewPack], mut write: impl FnMut(Slice) -> Result<()>) 
             return Ok(());
         }
     }
+}
+
+/// How many entries of a sorted batch go into one transaction. Ids are random: between two neighbours
+/// of the batch lie `present / batch` entries of the index, so the fuller the index, the fewer of them
+/// share a leaf.
+fn slice_len(batch: usize, present: u64) -> usize {
+    let between = usize::try_from(present).unwrap_or(usize::MAX) / batch.max(1);
+    let sharing_a_leaf = (LEAF_ENTRIES / between.saturating_add(1)).max(1);
+    (SLICE_LEAVES_MAX * sharing_a_leaf).min(SLICE_ENTRIES_MAX)
 }
 
 fn row_of(pack: &NewPack) -> PackRow {

@@ -160,7 +160,7 @@ fn a_wanted_id_is_healed_by_another_copy_and_not_by_the_damaged_one() {
 fn a_batch_larger_than_a_slice_is_added_whole() {
     let dir = tempfile::tempdir().unwrap();
     let index = create(dir.path());
-    let many = 2 * SLICE_ENTRIES as u64 + 100;
+    let many = 2 * SLICE_ENTRIES_MAX as u64 + 100;
     index
         .add_packs(&[pack(1, 0..many / 2), pack(2, many / 2..many)])
         .unwrap();
@@ -176,13 +176,22 @@ fn a_batch_larger_than_a_slice_is_added_whole() {
 }
 
 #[test]
+fn a_slice_shrinks_as_the_index_grows_but_a_pack_stays_in_one() {
+    assert_eq!(slice_len(1 << 20, 0), SLICE_ENTRIES_MAX);
+    assert_eq!(slice_len(1 << 20, 1 << 20), SLICE_ENTRIES_MAX);
+    assert_eq!(slice_len(1 << 20, 100 << 20), SLICE_LEAVES_MAX);
+    assert_eq!(slice_len(2300, u64::MAX), SLICE_LEAVES_MAX);
+    assert_eq!(slice_len(0, 0), SLICE_ENTRIES_MAX);
+}
+
+#[test]
 fn a_batch_cut_short_is_completed_by_adding_it_again() {
     let dir = tempfile::tempdir().unwrap();
     let index = create(dir.path());
-    let many = SLICE_ENTRIES as u64 + 1;
+    let many = SLICE_ENTRIES_MAX as u64 + 1;
     let whole = pack(1, 0..many);
     let mut left = 1;
-    add_in_slices(std::slice::from_ref(&whole), |slice| {
+    add_in_slices(std::slice::from_ref(&whole), 0, |slice| {
         if left == 0 {
             return Err(Error::Cancelled);
         }
@@ -193,7 +202,10 @@ fn a_batch_cut_short_is_completed_by_adding_it_again() {
     assert_eq!(index.packs().unwrap()[0].state, PackState::Entering);
     let ids: Vec<RawId> = (0..many).map(id).collect();
     let known = index.known(&ids).unwrap();
-    assert_eq!(known.iter().filter(|known| **known).count(), SLICE_ENTRIES);
+    assert_eq!(
+        known.iter().filter(|known| **known).count(),
+        SLICE_ENTRIES_MAX
+    );
 
     index.add_packs(std::slice::from_ref(&whole)).unwrap();
     assert_eq!(index.packs().unwrap()[0].state, PackState::Live);

@@ -137,6 +137,11 @@ impl View {
         Ok(all)
     }
 
+    /// How many ids there are.
+    pub fn entries(&self) -> Result<u64, Fault> {
+        Ok(self.transaction.open_table(IDS)?.len()?)
+    }
+
     /// All wanted ids.
     pub fn wanted(&self) -> Result<HashSet<RawId>, Fault> {
         let wanted = self.transaction.open_table(WANTED)?;
@@ -150,7 +155,7 @@ impl View {
     /// The index in numbers; the size of the file is left to the caller.
     pub(super) fn stats(&self) -> Result<IndexStats, Fault> {
         let mut stats = IndexStats {
-            entries: self.transaction.open_table(IDS)?.len()?,
+            entries: self.entries()?,
             wanted: self.transaction.open_table(WANTED)?.len()?,
             ..IndexStats::default()
         };
