@@ -78,6 +78,17 @@ pub struct FinishedPack {
     pub entries: Vec<PackEntry>,
 }
 
+impl FinishedPack {
+    /// Where the records end and the table begins.
+    pub fn records_end(&self) -> u64 {
+        self.entries
+            .last()
+            .map_or(PACK_HEADER_BYTES as u64, |last| {
+                u64::from(last.offset) + u64::from(last.len)
+            })
+    }
+}
+
 /// The header of a pack.
 #[derive(Clone, Copy, PartialEq, Eq, Debug)]
 pub struct PackHeader {

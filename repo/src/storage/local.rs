@@ -12,12 +12,13 @@ use std::io::{self, Write};
 use std::num::NonZeroU64;
 use std::os::unix::fs::{DirBuilderExt, FileExt, MetadataExt, OpenOptionsExt};
 use std::path::{Path, PathBuf};
-use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
+use std::sync::{Arc, Mutex};
 
 use rustix::fs::{Advice, CWD, FlockOperation, RenameFlags};
 use rustix::io::Errno;
 
 use super::{Folder, ObjectName, ObjectWriter, Storage};
+use crate::sync::lock;
 use crate::{Error, Result};
 
 /// Open files kept for reading.
@@ -45,10 +46,6 @@ struct Shared {
 struct OpenFiles {
     files: HashMap<ObjectName, (Arc<File>, u64)>,
     clock: u64,
-}
-
-fn lock<T>(mutex: &Mutex<T>) -> MutexGuard<'_, T> {
-    mutex.lock().unwrap_or_else(PoisonError::into_inner)
 }
 
 impl LocalStorage {

@@ -2,9 +2,10 @@
 
 use std::collections::BTreeMap;
 use std::path::PathBuf;
-use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
+use std::sync::{Arc, Mutex, MutexGuard};
 
 use super::{Folder, ObjectName, ObjectWriter, Storage};
+use crate::sync::lock;
 use crate::{Error, Result};
 
 type Objects = BTreeMap<ObjectName, Vec<u8>>;
@@ -27,7 +28,7 @@ impl MemoryStorage {
     }
 
     fn objects(&self) -> MutexGuard<'_, Objects> {
-        self.0.lock().unwrap_or_else(PoisonError::into_inner)
+        lock(&self.0)
     }
 }
 
