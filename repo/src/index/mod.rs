@@ -15,6 +15,7 @@ mod edit;
 mod fault;
 mod files;
 mod gate;
+mod overlay;
 mod tables;
 mod view;
 
@@ -37,9 +38,10 @@ pub use view::{IndexStats, Location, View};
 use edit::{Entry, halves};
 use fault::{damaged, from_io};
 use files::AnyBackend;
+use overlay::Overlay;
 use tables::{N_OWNER, N_REPO, N_SCHEMA, SCHEMA};
 
-use crate::{LeaseId, PackId, PackKind, PointId, RawId, RepoId, Result};
+use crate::{Error, LeaseId, PackId, PackKind, PointId, RawId, RepoId, Result};
 
 /// Memory redb may use for its cache, in bytes.
 const CACHE_BYTES: usize = 64 << 20;
@@ -145,7 +147,10 @@ impl Index {
                 return self.guarded(|| work(&View::new(database.begin_read()?)));
             }
             drop(held);
-            self.recover()?;
+            match self.recover() {
+                Err(Error::ReadOnly { .. }) => return self.read_unfinished(work),
+                recovered => recovered?,
+            }
         }
         Err(damaged(
             self.files.path(),
@@ -170,6 +175,16 @@ impl Index {
     fn recover(&self) -> Result<()> {
         let _held = self.lock.exclusive()?;
         self.guarded(|| Ok(self.open_to_write()?.close()?))
+    }
+
+    /// As [`read`](Self::read), where the mark of a killed writer must stay.
+    fn read_unfinished<T>(&self, work: impl FnOnce(&View) -> Result<T, Fault>) -> Result<T> {
+        let _held = self.lock.shared()?;
+        self.guarded(|| {
+            let overlay = Overlay::new(self.files.open_read()?)?;
+            let database = open_writable(Box::new(overlay))?;
+            work(&View::new(database.begin_read()?))
+        })
     }
 
     fn open_to_write(&self) -> Result<Database, Fault> {

@@ -6,7 +6,6 @@ use std::path::Path;
 use std::sync::Arc;
 
 use super::*;
-use crate::Error;
 
 const REPO: RepoId = RepoId::from_bytes([7; 16]);
 const IDENTITY: Identity = Identity {
@@ -344,4 +343,33 @@ fn without_locks_the_index_is_read_and_not_written() {
     assert_eq!(index.known(&[id(10)]).unwrap(), [true]);
     let refused = index.put_point(PointId::from_bytes([1; 10]), b"");
     assert!(matches!(refused, Err(Error::ReadOnly { .. })));
+}
+
+#[test]
+fn an_index_left_by_a_killed_writer_is_read_where_nothing_may_be_written() {
+    let dir = tempfile::tempdir().unwrap();
+    let index = create(dir.path());
+    index.add_packs(&[pack(1, 0..500)]).unwrap();
+    let killed = tempfile::tempdir().unwrap();
+    let path = killed.path().join("index.redb");
+    index
+        .write(|edit| {
+            edit.want(&[id(3)])?;
+            fs::copy(dir.path().join("index.redb"), &path)?;
+            Ok(())
+        })
+        .unwrap();
+    let before = fs::read(&path).unwrap();
+
+    let files = Arc::new(LocalFiles::new(killed.path()));
+    let lock = Arc::new(NoLock::new(killed.path()));
+    let index = Index::open(files, lock, IDENTITY).unwrap();
+    let ids: Vec<RawId> = (0..500).map(id).collect();
+    assert_eq!(index.known(&ids).unwrap(), [true; 500]);
+    assert_eq!(fs::read(&path).unwrap(), before);
+
+    // With locks it is set right for everybody.
+    let index = open(killed.path()).unwrap();
+    assert_eq!(index.known(&ids).unwrap(), [true; 500]);
+    assert_ne!(fs::read(&path).unwrap(), before);
 }
