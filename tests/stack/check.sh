@@ -12,13 +12,14 @@
 #   scripts    shellcheck, where it is installed
 #   stack      the private libvirtd and the guest that the tests stand on
 #   test       all tests of the workspace, beside a private libvirtd
+#   memory     the tests of the unsafe crate under valgrind
 #
 # Without a SECTION: all of them, in this order. It stops at the first that fails.
 
 set -euo pipefail
 cd "$(dirname "$0")/../.."
 
-readonly SECTIONS=(install format clippy docs licences scripts stack test)
+readonly SECTIONS=(install format clippy docs licences scripts stack test memory)
 
 usage() { sed -n '3,/^$/{s/^# \{0,1\}//;p}' "$0"; }
 
@@ -54,6 +55,8 @@ section_test() {
     cargo test --workspace --locked --no-run
     CARGO_NET_OFFLINE=true tests/stack/with-libvirt cargo test --workspace --locked
 }
+
+section_memory() { CARGO_NET_OFFLINE=true libnbd/tests/valgrind.sh; }
 
 main() {
     local section started seconds done=()

@@ -106,6 +106,7 @@ inside() {
     live_on
     backup third
     typed virtkeep list
+    typed virsh --quiet checkpoint-list $VM
 
     step '6. The worst happens'
     typed virsh --quiet destroy $VM
