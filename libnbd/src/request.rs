@@ -232,8 +232,10 @@ impl Request {
 /// Runs `body`, turning a panic into `otherwise`: no panic may cross into C.
 pub(crate) fn shield<T>(otherwise: T, body: impl FnOnce() -> T) -> T {
     catch_unwind(AssertUnwindSafe(body)).unwrap_or_else(|payload| {
-        // Dropping the payload could panic once more.
-        std::mem::forget(payload);
+        // Dropping what the panic carries may panic once more; then it is left alone.
+        if let Err(second) = catch_unwind(AssertUnwindSafe(|| drop(payload))) {
+            std::mem::forget(second);
+        }
         otherwise
     })
 }

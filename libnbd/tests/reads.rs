@@ -154,8 +154,9 @@ fn when_the_server_is_killed_every_read_in_flight_fails() {
 
 #[test]
 fn a_handle_may_be_dropped_over_requests_in_flight() {
-    let server = Server::nbdkit(["--filter=delay", "pattern", "64M", "rdelay=600"]);
-    for _ in 0..10 {
+    for _ in 0..3 {
+        // A new server each time: nbdkit 1.32 may abort when a client leaves so rudely.
+        let server = Server::nbdkit(["--filter=delay", "pattern", "64M", "rdelay=600"]);
         let mut nbd = server.connect();
         for offset in 0..20 {
             nbd.submit_read(offset << 20, vec![0; 1 << 20])
@@ -170,7 +171,7 @@ fn a_handle_may_be_dropped_over_requests_in_flight() {
 
 #[test]
 fn a_handle_may_be_dropped_in_the_middle_of_a_reply() {
-    // Not nbdkit: its release 1.32 aborts when a client leaves in the middle of a reply.
+    // Not nbdkit, for the reason given above.
     let (dir, image) = qcow2("64M");
     qemu_io(&image, &["write -P 1 0 64M"]);
     let server = Server::qemu_nbd(dir, ["-f", "qcow2", path(&image)]);

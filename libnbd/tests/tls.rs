@@ -129,7 +129,10 @@ fn a_server_of_another_authority_or_name_is_refused() {
     for (tls, host) in [(wrong.client(), "localhost"), (right.client(), "127.0.0.1")] {
         let endpoint = Endpoint::tcp(host, port);
         let error = Builder::new().tls(tls).connect(&endpoint).expect_err(host);
-        assert!(error.to_string().contains("certificate verification"), "{error}");
+        assert!(
+            error.to_string().contains("certificate verification"),
+            "{error}"
+        );
     }
 }
 
