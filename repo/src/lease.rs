@@ -28,25 +28,25 @@ const APPEAR_TRIES: usize = 10;
 
 /// What a lease says.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
-pub(crate) struct LeaseContent {
+pub struct LeaseContent {
     /// Whether its holder stores anything.
-    pub(crate) kind: LeaseKind,
+    pub kind: LeaseKind,
     /// The epoch under which its holder looks things up; none before it has begun to.
-    pub(crate) epoch: Option<u64>,
+    pub epoch: Option<u64>,
     /// What its holder relies on.
-    pub(crate) roots: Roots,
+    pub roots: Roots,
     /// Name of the holder's host.
-    pub(crate) host: String,
+    pub host: String,
     /// The command, for people.
-    pub(crate) command: String,
+    pub command: String,
     /// When it started.
-    pub(crate) started: UnixMillis,
+    pub started: UnixMillis,
 }
 
 /// What a lease is for.
 #[derive(Clone, Copy, PartialEq, Eq, Debug, Serialize, Deserialize)]
 #[serde(rename_all = "kebab-case")]
-pub(crate) enum LeaseKind {
+pub enum LeaseKind {
     /// Stores chunks, and relies on whatever the index knows.
     Writer,
     /// Reads what hangs below its roots.
@@ -55,16 +55,16 @@ pub(crate) enum LeaseKind {
 
 /// What must stay alive.
 #[derive(Clone, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
-pub(crate) struct Roots {
+pub struct Roots {
     /// Whole points.
-    pub(crate) points: Vec<PointId>,
+    pub points: Vec<PointId>,
     /// Single disks.
-    pub(crate) disks: Vec<RootId>,
+    pub disks: Vec<RootId>,
 }
 
 /// The leases of one repository.
 #[derive(Clone)]
-pub(crate) struct LeaseStore {
+pub struct LeaseStore {
     dir: PathBuf,
     env: Env,
 }
@@ -72,11 +72,11 @@ pub(crate) struct LeaseStore {
 /// The lease of a command that stores things. Dropping it ends it: not before its last pack is in the
 /// index and its point record in place.
 #[derive(Debug)]
-pub(crate) struct WriterLease(Lease);
+pub struct WriterLease(Lease);
 
 /// The lease of a command that only reads. Dropping it ends it.
 #[derive(Debug)]
-pub(crate) struct ReaderLease(Lease);
+pub struct ReaderLease(Lease);
 
 #[derive(Debug)]
 struct Lease {
@@ -89,19 +89,19 @@ struct Lease {
 
 /// A lease as others see it.
 #[derive(Clone, Debug, PartialEq, Eq)]
-pub(crate) struct SeenLease {
+pub struct SeenLease {
     /// Its name.
-    pub(crate) id: LeaseId,
+    pub id: LeaseId,
     /// Whether its holder lives.
-    pub(crate) alive: bool,
+    pub alive: bool,
     /// What it says; none when it cannot be understood. Of a living one, assume the worst then: a
     /// writer of epoch 0 with unknown roots.
-    pub(crate) content: Option<LeaseContent>,
+    pub content: Option<LeaseContent>,
 }
 
 impl LeaseStore {
     /// The leases in `dir`.
-    pub(crate) fn new(dir: &Path, env: Env) -> Self {
+    pub fn new(dir: &Path, env: Env) -> Self {
         Self {
             dir: dir.to_owned(),
             env,
@@ -110,7 +110,7 @@ impl LeaseStore {
 
     /// Takes a lease for a command that stores things. `recheck` is run under the shared index lock,
     /// after the epoch has been recorded: it must fail if `roots` do not exist any more.
-    pub(crate) fn writer(
+    pub fn writer(
         &self,
         command: &str,
         roots: Roots,
@@ -122,7 +122,7 @@ impl LeaseStore {
     }
 
     /// Takes a lease for a command that only reads. As [`writer`](Self::writer).
-    pub(crate) fn reader(
+    pub fn reader(
         &self,
         command: &str,
         roots: Roots,
@@ -203,7 +203,7 @@ impl LeaseStore {
 
     /// Every lease there is, dead or alive. To be exact it has to be asked for under the exclusive
     /// index lock; without it, leases may come and go meanwhile.
-    pub(crate) fn list(&self) -> Result<Vec<SeenLease>> {
+    pub fn list(&self) -> Result<Vec<SeenLease>> {
         let mut seen = Vec::new();
         for (id, path) in self.files("")? {
             let Some(file) = open_existing(&path)? else {
@@ -218,7 +218,7 @@ impl LeaseStore {
     }
 
     /// Removes dead leases, and what is left of ones that never came to be.
-    pub(crate) fn sweep(&self) -> Result<()> {
+    pub fn sweep(&self) -> Result<()> {
         for (_, path) in self.files("")?.into_iter().chain(self.files(".new")?) {
             let Some(file) = open_existing(&path)? else {
                 continue;
@@ -249,7 +249,7 @@ impl LeaseStore {
 
 impl WriterLease {
     /// Its name; packs carry it.
-    pub(crate) fn id(&self) -> LeaseId {
+    pub fn id(&self) -> LeaseId {
         self.0.id
     }
 }
@@ -257,7 +257,7 @@ impl WriterLease {
 impl ReaderLease {
     /// Relies on more. As at the beginning, `recheck` runs under the shared index lock after the new
     /// roots are written down.
-    pub(crate) fn add_roots(
+    pub fn add_roots(
         &mut self,
         more: Roots,
         index: &Index,
@@ -320,7 +320,7 @@ fn read_content(file: &File) -> Option<LeaseContent> {
 }
 
 /// The name of this host, for people.
-pub(crate) fn host_name() -> String {
+pub fn host_name() -> String {
     fs::read_to_string("/proc/sys/kernel/hostname")
         .map_or_else(|_| "unknown".to_owned(), |name| name.trim().to_owned())
 }

@@ -26,11 +26,13 @@ mod ids;
 pub mod index;
 #[doc(hidden)]
 pub mod keys;
-mod lease;
+#[doc(hidden)]
+pub mod lease;
 mod limits;
 mod lock;
 mod manifest;
-mod pin;
+#[doc(hidden)]
+pub mod pin;
 mod point;
 #[cfg(test)]
 mod processes;

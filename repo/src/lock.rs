@@ -154,7 +154,7 @@ pub struct MaintenanceLock {
 
 impl MaintenanceLock {
     /// Takes the lock; [`Error::Busy`] at once, naming the holder, when it is taken.
-    pub(crate) fn take(locks: &Path, command: &str) -> Result<Self> {
+    pub fn take(locks: &Path, command: &str) -> Result<Self> {
         let path = locks.join("maintenance");
         take(&path, command, || {
             "the maintenance of this repository".to_owned()

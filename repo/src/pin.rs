@@ -13,7 +13,7 @@ use crate::{Env, Error, PointId, Result, UnixMillis};
 
 /// A pin as stored.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
-pub(crate) struct Pin {
+pub struct Pin {
     /// The points that must stay.
     pub points: Vec<PointId>,
     /// Why, for people: `domain web1 runs from it`.
@@ -24,14 +24,14 @@ pub(crate) struct Pin {
 
 /// The pins of one repository.
 #[derive(Clone)]
-pub(crate) struct PinStore {
+pub struct PinStore {
     dir: PathBuf,
     env: Env,
 }
 
 impl PinStore {
     /// The pins in `dir`.
-    pub(crate) fn new(dir: &Path, env: Env) -> Self {
+    pub fn new(dir: &Path, env: Env) -> Self {
         Self {
             dir: dir.to_owned(),
             env,
@@ -40,7 +40,7 @@ impl PinStore {
 
     /// Sets a pin; durable when this returns. The name is needed to remove it. The caller holds a
     /// lease on the points meanwhile, so that none of them goes before the pin is there.
-    pub(crate) fn create(&self, points: &[PointId], reason: &str) -> Result<String> {
+    pub fn create(&self, points: &[PointId], reason: &str) -> Result<String> {
         let pin = Pin {
             points: points.to_vec(),
             reason: reason.to_owned(),
@@ -64,7 +64,7 @@ impl PinStore {
 
     /// Every pin with its name. One that cannot be read is an error: to overlook it might cost a
     /// point.
-    pub(crate) fn list(&self) -> Result<Vec<(String, Pin)>> {
+    pub fn list(&self) -> Result<Vec<(String, Pin)>> {
         let mut pins = Vec::new();
         let listing = || Error::io("list", &self.dir);
         for entry in fs::read_dir(&self.dir).map_err(listing())? {
@@ -90,7 +90,7 @@ impl PinStore {
     }
 
     /// Removes a pin, durably. One that is not there is gone already.
-    pub(crate) fn remove(&self, name: &str) -> Result<()> {
+    pub fn remove(&self, name: &str) -> Result<()> {
         let Some(name) = valid_name(name) else {
             return Ok(());
         };

@@ -34,9 +34,11 @@ fn play(role: &str, dir: &Path) {
         }
         "hold the domain" => {
             let _lock = DomainLock::take(&locks, DOMAIN, "virtkeep backup web1").unwrap();
-            let grandchild = Command::new("sleep").arg("1000").spawn().unwrap();
+            let mut grandchild = Command::new("sleep").arg("1000").spawn().unwrap();
             say(&grandchild.id().to_string());
             wait_for_end();
+            grandchild.kill().unwrap();
+            grandchild.wait().unwrap();
         }
         "hold a lease" => {
             let index = open(dir).unwrap();
@@ -192,7 +194,7 @@ fn a_reader_waits_for_few_writers_however_many_are_queueing() {
         drop(held);
         std::thread::sleep(Duration::from_millis(3));
     }
-    writers.map(Actor::end);
+    writers.into_iter().for_each(Actor::end);
     // Two by design; one more may slip in before the reader has made itself known. A system that
     // does not run the reader at all may add to that now and then, not mostly.
     waited.sort_unstable();
@@ -211,7 +213,7 @@ fn a_writer_gets_in_however_many_readers_there_are() {
     for _ in 0..20 {
         turn(&gate, dir.path(), Mode::Exclusive);
     }
-    readers.map(Actor::end);
+    readers.into_iter().for_each(Actor::end);
     assert_eq!(turns(dir.path()), 20);
 }
 
@@ -219,7 +221,7 @@ fn a_writer_gets_in_however_many_readers_there_are() {
 fn writers_of_several_processes_wait_for_each_other_and_lose_nothing() {
     let dir = repository();
     let writers = [(); 3].map(|()| Actor::start("put points", dir.path()));
-    writers.map(Actor::end);
+    writers.into_iter().for_each(Actor::end);
     assert_eq!(open(dir.path()).unwrap().points().unwrap().len(), 150);
 }
 

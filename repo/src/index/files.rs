@@ -28,7 +28,7 @@ pub trait IndexFiles: Send + Sync {
     fn publish_new(&self) -> io::Result<()>;
 
     /// The size of the index in bytes.
-    fn len(&self) -> io::Result<u64>;
+    fn size(&self) -> io::Result<u64>;
 
     /// What to call the index in messages.
     fn path(&self) -> &Path;
@@ -94,7 +94,7 @@ impl IndexFiles for LocalFiles {
         File::open(&self.dir)?.sync_all()
     }
 
-    fn len(&self) -> io::Result<u64> {
+    fn size(&self) -> io::Result<u64> {
         Ok(fs::metadata(&self.index)?.len())
     }
 

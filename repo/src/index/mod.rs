@@ -281,7 +281,7 @@ impl Index {
         let path = self.files.path();
         stats.file_bytes = self
             .files
-            .len()
+            .size()
             .map_err(|error| from_io("examine", error, path))?;
         Ok(stats)
     }

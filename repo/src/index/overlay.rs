@@ -99,7 +99,7 @@ impl StorageBackend for Overlay {
             // What is cut off reads as zeroes if the file grows again.
             above.below_len = above.below_len.min(len);
             above.pages.split_off(&len.div_ceil(PAGE));
-            if len % PAGE != 0 {
+            if !len.is_multiple_of(PAGE) {
                 self.page(&mut above, len / PAGE)?[(len % PAGE) as usize..].fill(0);
             }
         }
