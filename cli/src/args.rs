@@ -2,6 +2,7 @@
 
 use std::path::PathBuf;
 
+use clap::builder::{OsStringValueParser, TypedValueParser};
 use clap::{ArgAction, Args, Parser};
 
 use crate::commands::Command;
@@ -51,6 +52,8 @@ pub(crate) struct Global {
         env = "VIRTKEEP_REPO",
         global = true,
         hide_env_values = true,
+        // An empty one is taken for none, which has an error of its own.
+        value_parser = OsStringValueParser::new().map(PathBuf::from),
         display_order = 100
     )]
     pub(crate) repository: Option<PathBuf>,

@@ -79,6 +79,7 @@ impl Definer {
                 Identity::Original
             }
             As::Clone { name, network } => {
+                rewrite::check_name(&name)?;
                 ensure_free(&connection, &name)?;
                 let uuid = random_uuid()?;
                 Identity::Clone {

@@ -173,20 +173,29 @@ pub(super) fn child<'a, 'i>(node: Node<'a, 'i>, name: &str) -> Option<Node<'a, '
     node.children().find(|n| n.has_tag_name(name))
 }
 
+/// Whether a domain can have this name, as far as XML goes.
+pub(crate) fn check_name(name: &str) -> Result<(), RewriteError> {
+    check("the name", name)
+}
+
 fn check_representable(identity: &Identity, placement: &Placement<'_>) -> Result<(), RewriteError> {
-    let name = match identity {
-        Identity::Clone { name, .. } => Some(("the name", name)),
-        Identity::Original => None,
-    };
-    let disks = placement.disks.iter().map(|d| ("the path", &d.path));
-    let files = placement.files.iter().map(|f| ("the path", &f.to));
-    for (what, text) in name.into_iter().chain(disks).chain(files) {
-        if !representable(text) {
-            let text = text.clone();
-            return Err(RewriteError::NotRepresentable { what, text });
-        }
+    if let Identity::Clone { name, .. } = identity {
+        check_name(name)?;
+    }
+    let disks = placement.disks.iter().map(|disk| &disk.path);
+    let files = placement.files.iter().map(|file| &file.to);
+    for path in disks.chain(files) {
+        check("the path", path)?;
     }
     Ok(())
+}
+
+fn check(what: &'static str, text: &str) -> Result<(), RewriteError> {
+    if representable(text) {
+        return Ok(());
+    }
+    let text = text.to_owned();
+    Err(RewriteError::NotRepresentable { what, text })
 }
 
 #[cfg(test)]

@@ -1,0 +1,14 @@
+//! Stories of the program, told to the real one: every test runs `virtkeep` as a user would, and
+//! looks at files, output and exit codes. None needs libvirtd; QEMU's tools and `nbdkit` are used
+//! for real. Points of domains are put into the repository through the engine.
+
+#![allow(clippy::unwrap_used)]
+
+mod at_rest;
+mod bad_input;
+mod define;
+mod directory;
+mod listing;
+mod onto;
+mod stream;
+mod world;
