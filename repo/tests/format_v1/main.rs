@@ -7,6 +7,7 @@ mod document;
 mod nodes;
 mod packs;
 mod points;
+mod reader;
 mod records;
 mod storage;
 
