@@ -11,23 +11,42 @@
 //! next one clears. *Fail toward copying more*: a disk is read incrementally only where that is
 //! proved to be right.
 
+mod checkpoints;
+mod domain_xml;
 mod error;
 mod event;
+mod file_source;
+mod files;
+mod freeze;
 mod host;
+mod image;
+mod job;
 mod libvirt;
+mod live;
+mod names;
+mod nbd_source;
+mod offline;
 mod options;
+mod places;
 mod plan;
+mod pull;
+mod qemu_img;
+mod release;
+mod stop;
 
-use std::path::PathBuf;
+use std::sync::Arc;
 
 use virtkeep_repo::{Cancel, Point, Repository};
 
 pub use error::{Error, Result};
 pub use event::{Event, NoObserver, Observer};
+pub use freeze::thaw_when_orphaned;
 pub use host::{DomainRef, Host};
+pub use image::{ImageSource, backup_image, backup_nbd};
 pub use libvirt::{ErrorKind, LibvirtError, RunState};
 pub use options::{Options, ScratchReserve};
 pub use plan::{DiskPlan, FreezePlan, LeftOut, Plan, ScratchPlan, plan};
+pub use release::release;
 
 /// Backs a domain up: live when it runs or is paused, at rest when it is shut off. When this
 /// returns a point, power may fail.
@@ -42,66 +61,19 @@ pub fn backup(
     observer: &dyn Observer,
     cancel: &Cancel,
 ) -> Result<Point> {
-    let _ = (host, domain, repo, options, observer, cancel);
-    unimplemented!()
-}
-
-/// What [`backup_image`] reads.
-#[derive(Clone, Debug)]
-pub struct ImageSource {
-    /// A raw or qcow2 file, or a block device.
-    pub path: PathBuf,
-    /// Its format, `raw` or `qcow2`; told by its first bytes when `None`.
-    pub format: Option<String>,
-}
-
-/// Backs up an image file or block device that nobody writes to; its disk is called `disk`.
-///
-/// # Errors
-/// [`Error::ImageInUse`] when a running machine has it open.
-pub fn backup_image(
-    image: &ImageSource,
-    name: &str,
-    repo: &Repository,
-    options: &Options,
-    observer: &dyn Observer,
-    cancel: &Cancel,
-) -> Result<Point> {
-    let _ = (image, name, repo, options, observer, cancel);
-    unimplemented!()
-}
-
-/// Backs up the export at an NBD URI; its disk is called `disk`.
-pub fn backup_nbd(
-    uri: &str,
-    name: &str,
-    repo: &Repository,
-    options: &Options,
-    observer: &dyn Observer,
-    cancel: &Cancel,
-) -> Result<Point> {
-    let _ = (uri, name, repo, options, observer, cancel);
-    unimplemented!()
-}
-
-/// Takes every checkpoint of this repository off the domain, with their bitmaps. Running or shut
-/// off; nobody else's checkpoints are touched. Returns the names of those removed.
-pub fn release(
-    host: &Host,
-    domain: &DomainRef,
-    repo: &Repository,
-    observer: &dyn Observer,
-) -> Result<Vec<String>> {
-    let _ = (host, domain, repo, observer);
-    unimplemented!()
-}
-
-/// The body of the program that [`Options::thaw_guard`] names: waits for the end of standard input
-/// and, unless told by then that all is well, thaws the domain.
-///
-/// # Errors
-/// When the domain cannot be reached or thawed.
-pub fn thaw_when_orphaned(uri: &str, uuid: &str) -> Result<()> {
-    let _ = (uri, uuid);
-    unimplemented!()
+    let _lock = repo.lock_domain(domain.uuid())?;
+    let journal = event::Journal::new(observer);
+    let capture = live::Capture {
+        host,
+        domain,
+        repo,
+        options,
+        journal: &journal,
+        stop: Arc::new(stop::Stop::new(cancel, options.stall_limit)),
+        names: names::Names::new(repo, domain.uuid()),
+    };
+    match domain.settled_state(cancel)? {
+        RunState::ShutOff => offline::backup(&capture),
+        _ => live::backup(&capture),
+    }
 }

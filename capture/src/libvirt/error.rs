@@ -60,6 +60,14 @@ impl LibvirtError {
         self.kind == ErrorKind::Denied
     }
 
+    /// An error of ours in libvirt's shape: there was no answer in time.
+    pub(crate) fn no_answer(limit: std::time::Duration) -> Self {
+        Self {
+            kind: ErrorKind::Timeout,
+            message: format!("no answer within {} s", limit.as_secs()),
+        }
+    }
+
     /// An error of ours in libvirt's shape: the argument cannot be passed to C.
     pub(super) fn invalid(message: String) -> Self {
         Self {

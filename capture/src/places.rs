@@ -1,0 +1,245 @@
+//! Where scratch files and the socket of a backup job go.
+//!
+//! Scratch: beside the disk's image where there is room, else in [`SCRATCH_DEFAULT`] where there
+//! is room, else nowhere. Room is judged by [`ScratchReserve`]; a small file system never has it.
+
+use std::path::{Path, PathBuf};
+
+use crate::error::{Error, Result};
+use crate::names::Names;
+use crate::options::ScratchReserve;
+use crate::plan::ScratchPlan;
+
+/// Where scratch files go that have no room beside their image: libvirt's own place for images.
+pub(crate) const SCRATCH_DEFAULT: &str = "/var/lib/libvirt/images";
+
+/// The longest path of a unix socket, in bytes.
+const SOCKET_PATH_MAX: usize = 107;
+
+/// Free and total bytes of the file system that holds `dir`.
+pub(crate) fn space(dir: &Path) -> Option<(u64, u64)> {
+    let stat = rustix::fs::statvfs(dir).ok()?;
+    Some((
+        stat.f_bavail.saturating_mul(stat.f_frsize),
+        stat.f_blocks.saturating_mul(stat.f_frsize),
+    ))
+}
+
+/// Chooses the directory for the scratch file of a disk whose image is in `beside` (if it is a
+/// file at all); `named` by the user wins.
+pub(crate) fn scratch(
+    beside: Option<&Path>,
+    named: Option<&Path>,
+    reserve: ScratchReserve,
+) -> Result<ScratchPlan> {
+    let candidates: Vec<&Path> = match named {
+        Some(dir) => vec![dir],
+        None => beside
+            .into_iter()
+            .chain([Path::new(SCRATCH_DEFAULT)])
+            .collect(),
+    };
+    let mut best: Option<ScratchPlan> = None;
+    for dir in candidates {
+        let Some((free, size)) = space(dir) else {
+            continue;
+        };
+        let place = ScratchPlan {
+            dir: dir.to_owned(),
+            free,
+            reserve: reserve.of(size),
+        };
+        if place.has_room() {
+            return Ok(place);
+        }
+        if best.as_ref().is_none_or(|best| best.free < place.free) {
+            best = Some(place);
+        }
+    }
+    let best = best.unwrap_or_else(|| ScratchPlan {
+        dir: named.unwrap_or(Path::new(SCRATCH_DEFAULT)).to_owned(),
+        free: 0,
+        reserve: reserve.bytes,
+    });
+    Err(Error::ScratchSpace {
+        dir: best.dir,
+        free: best.free,
+        reserve: best.reserve,
+    })
+}
+
+impl ScratchPlan {
+    /// Whether more is free than has to stay free.
+    fn has_room(&self) -> bool {
+        self.free > self.reserve
+    }
+
+    /// The same place as it is now; none when it cannot be looked at.
+    pub(crate) fn now(&self) -> Option<Self> {
+        let (free, _) = space(&self.dir)?;
+        Some(Self {
+            free,
+            ..self.clone()
+        })
+    }
+
+    /// An error once less is free than has to stay free.
+    pub(crate) fn check(&self) -> Result<()> {
+        match self.now() {
+            Some(now) if !now.has_room() => Err(Error::ScratchSpace {
+                dir: now.dir,
+                free: now.free,
+                reserve: now.reserve,
+            }),
+            _ => Ok(()),
+        }
+    }
+}
+
+/// A directory for the socket, and whether it belongs to the domain alone.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub(crate) struct SocketDir {
+    pub(crate) dir: PathBuf,
+    pub(crate) private: bool,
+}
+
+/// Directories fit for the socket, the best first. QEMU makes the socket, so its user must be
+/// able to write there: the domain's private directory is QEMU's own, mandatory access control
+/// allows it, and it vanishes with the domain.
+pub(crate) fn socket_dirs(
+    uri: &str,
+    domain_id: Option<u32>,
+    named: Option<&Path>,
+) -> Vec<SocketDir> {
+    let shared = |dir: PathBuf| SocketDir {
+        dir,
+        private: false,
+    };
+    if let Some(dir) = named {
+        return vec![shared(dir.to_owned())];
+    }
+    let lib = if uri.ends_with("/session") {
+        session_lib()
+    } else {
+        Some(PathBuf::from("/var/lib/libvirt/qemu"))
+    };
+    let Some(lib) = lib else {
+        return vec![shared(std::env::temp_dir())];
+    };
+    let private = domain_id
+        .and_then(|id| private_dir(&lib, id))
+        .map(|dir| SocketDir { dir, private: true });
+    private.into_iter().chain([shared(lib)]).collect()
+}
+
+/// Where the session daemon of this user keeps its domains' directories.
+fn session_lib() -> Option<PathBuf> {
+    let config = std::env::var_os("XDG_CONFIG_HOME").map(PathBuf::from);
+    let config =
+        config.or_else(|| Some(PathBuf::from(std::env::var_os("HOME")?).join(".config")))?;
+    Some(config.join("libvirt/qemu/lib"))
+}
+
+/// The one directory called `domain-<id>-<short name>`.
+fn private_dir(lib: &Path, id: u32) -> Option<PathBuf> {
+    let prefix = format!("domain-{id}-");
+    let mut found = std::fs::read_dir(lib)
+        .ok()?
+        .filter_map(|entry| Some(entry.ok()?.path()))
+        .filter(|path| {
+            path.file_name()
+                .is_some_and(|name| name.to_string_lossy().starts_with(&prefix))
+        });
+    match (found.next(), found.next()) {
+        (Some(path), None) => Some(path),
+        _ => None,
+    }
+}
+
+/// The path of the socket in the first directory that exists and in which it is short enough.
+pub(crate) fn socket_path(dirs: &[SocketDir], name: impl Fn(bool) -> String) -> Result<PathBuf> {
+    let mut why = String::from("there is no directory for it");
+    for SocketDir { dir, private } in dirs {
+        let path = dir.join(name(*private));
+        if path.as_os_str().len() > SOCKET_PATH_MAX {
+            why = format!("{} is longer than {SOCKET_PATH_MAX} bytes", path.display());
+        } else if !dir.is_dir() {
+            why = format!("{} is no directory", dir.display());
+        } else {
+            return Ok(path);
+        }
+    }
+    Err(Error::SocketPlace { why })
+}
+
+/// Removes the files of dead backups of this domain into this repository. Only to be called with
+/// the domain locked and no job of ours on it. Returns what was removed.
+pub(crate) fn remove_stale_files(dirs: &[&Path], names: &Names) -> Vec<PathBuf> {
+    let mut removed = Vec::new();
+    for path in stale_files(dirs, names) {
+        if std::fs::remove_file(&path).is_ok() {
+            removed.push(path);
+        }
+    }
+    removed
+}
+
+/// The files that [`remove_stale_files`] would remove.
+pub(crate) fn stale_files(dirs: &[&Path], names: &Names) -> Vec<PathBuf> {
+    let mut dirs: Vec<&Path> = dirs.to_vec();
+    dirs.sort();
+    dirs.dedup();
+    dirs.into_iter()
+        .filter_map(|dir| std::fs::read_dir(dir).ok())
+        .flatten()
+        .filter_map(|entry| Some(entry.ok()?.path()))
+        .filter(|path| {
+            path.file_name()
+                .is_some_and(|name| names.is_our_file(&name.to_string_lossy()))
+        })
+        .collect()
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_place_without_room_is_an_error_that_says_how_much_must_stay_free() {
+        let dir = Path::new("/tmp");
+        let reserve = ScratchReserve {
+            percent: 0,
+            bytes: u64::MAX,
+        };
+        let error = scratch(None, Some(dir), reserve).unwrap_err();
+        assert_eq!(error.code(), "scratch-space");
+        let none = ScratchReserve {
+            percent: 0,
+            bytes: 0,
+        };
+        assert_eq!(scratch(Some(dir), None, none).unwrap().dir, dir);
+    }
+
+    #[test]
+    fn the_reserve_is_the_larger_of_share_and_bytes() {
+        let reserve = ScratchReserve::default();
+        assert_eq!(reserve.of(1 << 40), (1u64 << 40) / 100 * 5);
+        assert_eq!(reserve.of(10 << 30), 2 << 30);
+    }
+
+    #[test]
+    fn a_socket_path_that_is_too_long_falls_back_to_the_next_directory() {
+        let long = SocketDir {
+            dir: PathBuf::from(format!("/tmp/{}", "x".repeat(100))),
+            private: true,
+        };
+        let short = SocketDir {
+            dir: PathBuf::from("/tmp"),
+            private: false,
+        };
+        let name = |private: bool| if private { "p" } else { "shared" }.to_owned();
+        let path = socket_path(&[long.clone(), short], name).unwrap();
+        assert_eq!(path, Path::new("/tmp/shared"));
+        assert!(socket_path(&[long], name).is_err());
+    }
+}
