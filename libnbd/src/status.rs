@@ -299,7 +299,7 @@ mod tests {
     fn a_context_that_stops_short_does_not_hold_back_what_the_other_said() {
         let mut map = map(&["alloc", "dirty"], 0..100);
         map.learn(&[
-            context("alloc", &[(60, 0), (40, 3)]),
+            context("alloc", &[(60, 0)]),
             context("dirty", &[(10, 1), (5, 0)]),
         ])
         .expect("both contexts advance");
