@@ -5,7 +5,7 @@ use std::io::IsTerminal;
 use std::time::Duration;
 
 use indicatif::{MultiProgress, ProgressBar, ProgressDrawTarget, ProgressStyle};
-use virtkeep_repo::{ByteLen, Progress};
+use virtkeep_repo::{ByteLen, CheckProgress, Progress};
 
 use crate::output::{shown, size};
 
@@ -93,4 +93,52 @@ impl Progress for DiskProgress {
 
     // The bar shows how much of the disk is dealt with; what of it was really read is in the result.
     fn moved(&self, _: u64) {}
+}
+
+/// The progress of a check. Ends when dropped.
+#[derive(Debug)]
+pub(crate) struct CheckBar(ProgressBar);
+
+impl CheckBar {
+    /// Where a bar is seen.
+    pub(crate) fn new(reporter: &Reporter) -> Self {
+        let bar = ProgressBar::hidden();
+        if reporter.on_terminal {
+            const TEMPLATE: &str = "{prefix:<12} {wide_bar} {pos} of {len}  {eta} left";
+            let style = ProgressStyle::with_template(TEMPLATE);
+            bar.set_style(style.unwrap_or_else(|_| ProgressStyle::default_bar()));
+            reporter.bars.add(bar.clone());
+        }
+        Self(bar)
+    }
+
+    fn begin(&self, what: &'static str, count: u64) {
+        self.0.set_prefix(what);
+        self.0.set_length(count);
+        self.0.set_position(0);
+    }
+}
+
+impl CheckProgress for CheckBar {
+    fn packs(&self, count: u64) {
+        self.begin("packs", count);
+    }
+
+    fn pack_done(&self, _: u64) {
+        self.0.inc(1);
+    }
+
+    fn points(&self, count: u64) {
+        self.begin("points", count);
+    }
+
+    fn point_done(&self) {
+        self.0.inc(1);
+    }
+}
+
+impl Drop for CheckBar {
+    fn drop(&mut self) {
+        self.0.finish_and_clear();
+    }
 }

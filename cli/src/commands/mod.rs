@@ -1,6 +1,7 @@
 //! The commands, one file each.
 
 mod backup;
+mod check;
 mod completions;
 mod init;
 mod list;
@@ -24,6 +25,7 @@ pub(crate) enum Command {
     List(list::Args),
     Show(show::Args),
     Restore(Box<restore::Args>),
+    Check(check::Args),
     Stats(stats::Args),
     Release(release::Args),
     Completions(completions::Args),
@@ -39,6 +41,7 @@ pub(crate) fn run(command: Command, context: &Context) -> Result<Exit> {
         Command::List(args) => list::run(&args, context),
         Command::Show(args) => show::run(&args, context),
         Command::Restore(args) => restore::run(&args, context),
+        Command::Check(args) => check::run(&args, context),
         Command::Stats(args) => stats::run(&args, context),
         Command::Release(args) => release::run(&args, context),
         Command::Completions(args) => completions::run(&args, context),

@@ -27,7 +27,7 @@ pub(crate) enum Target {
     /// An NBD export.
     Nbd {
         /// The first connection to it.
-        first: Handle,
+        first: Box<Handle>,
         /// For more connections.
         endpoint: Endpoint,
     },
@@ -44,6 +44,7 @@ impl Target {
             if first.flags().read_only {
                 bail!("the export {text} is read-only: it cannot be restored onto");
             }
+            let first = Box::new(first);
             return Ok(Self::Nbd { first, endpoint });
         }
         let device = TargetDevice::open(Path::new(text))?;
@@ -96,7 +97,7 @@ impl Target {
             }
             Self::Nbd { first, endpoint } => {
                 let builder = Builder::new();
-                let sink = NbdSink::new(first, &builder, &endpoint, Before::Anything, cancel)?;
+                let sink = NbdSink::new(*first, &builder, &endpoint, Before::Anything, cancel)?;
                 copy(reader, &sink, progress, cancel)?;
                 sink.finish()
             }

@@ -145,20 +145,7 @@ fn a_restore_that_fails_leaves_nothing() {
     let world = World::new();
     let vda = disk(7);
     world.add(TestDomain::web1(&vda));
-    let packs = std::fs::read_dir(world.path("repo/packs")).unwrap();
-    for dir in packs.map(|entry| entry.unwrap().path()) {
-        for pack in std::fs::read_dir(dir).unwrap() {
-            let pack = pack.unwrap().path();
-            let mut bytes = std::fs::read(&pack).unwrap();
-            let len = bytes.len();
-            bytes[len / 4..len / 2].iter_mut().for_each(|b| *b ^= 0xff);
-            let mut permissions = std::fs::metadata(&pack).unwrap().permissions();
-            #[allow(clippy::permissions_set_readonly_false)]
-            permissions.set_readonly(false);
-            std::fs::set_permissions(&pack, permissions).unwrap();
-            std::fs::write(&pack, bytes).unwrap();
-        }
-    }
+    world.damage_packs();
     let ran = world.run(&["restore", "web1@latest", "--to", "out"]);
     assert_eq!(ran.code, 4, "{ran:#?}");
     assert!(!world.path("out").exists());

@@ -1,4 +1,4 @@
-//! `list`, `show`, `stats`, `init`, `completions`.
+//! `list`, `show`, `stats`, `check`, `init`, `completions`.
 
 use virtkeep_repo::FileRole;
 
@@ -139,6 +139,30 @@ fn stats_count_what_is_stored_once() {
     assert_eq!(line["disk_bytes"], 2 * vda.len());
     assert!(line["pack_bytes"].as_u64().unwrap() < 2 << 20, "{line}");
     assert!(world.ok(&["stats"]).stdout.contains("times smaller"));
+}
+
+#[test]
+fn a_check_tells_a_sound_repository_from_a_damaged_one() {
+    let world = World::new();
+    let vda = disk(6);
+    let point = world.add(TestDomain::web1(&vda));
+    let ran = world.ok(&["check", "--read-data"]);
+    assert!(ran.stdout.ends_with("no damage found\n"), "{ran:#?}");
+    world.damage_packs();
+    let ran = world.run(&["check", "--read-data", "--json"]);
+    assert_eq!(ran.code, 4, "{ran:#?}");
+    let lines = ran.json();
+    let affected = lines
+        .iter()
+        .find(|line| line["type"] == "affected")
+        .unwrap();
+    assert_eq!(affected["point"], point.id.to_string());
+    assert_eq!(lines.last().unwrap()["clean"], false);
+    let ran = world.run(&["check", "--read-data"]);
+    assert!(
+        ran.code == 4 && ran.stdout.contains("damage found: the parts"),
+        "{ran:#?}"
+    );
 }
 
 #[test]

@@ -120,6 +120,21 @@ impl World {
         names
     }
 
+    /// Spoils a quarter of every pack.
+    pub(crate) fn damage_packs(&self) {
+        let dirs = std::fs::read_dir(self.path("repo/packs")).unwrap();
+        for dir in dirs.map(|entry| entry.unwrap().path()) {
+            for pack in std::fs::read_dir(dir).unwrap() {
+                let pack = pack.unwrap().path();
+                let mut bytes = std::fs::read(&pack).unwrap();
+                let len = bytes.len();
+                bytes[len / 4..len / 2].iter_mut().for_each(|b| *b ^= 0xff);
+                std::fs::remove_file(&pack).unwrap();
+                std::fs::write(&pack, bytes).unwrap();
+            }
+        }
+    }
+
     /// Puts a point into the repository.
     pub(crate) fn add(&self, domain: TestDomain<'_>) -> Point {
         let options = OpenOptions::default();
