@@ -75,7 +75,7 @@ enum Map {
     Unknown,
     /// Asked for as they are needed, on a connection of their own.
     Asked {
-        handle: Handle,
+        handle: Box<Handle>,
         map: Option<StatusMap>,
         call: Arc<BlockingCall>,
     },
@@ -106,7 +106,7 @@ impl NbdSource {
         };
         let call = source.stop.watch(handle.waker());
         let mut map = Map::Asked {
-            handle,
+            handle: Box::new(handle),
             map: None,
             call,
         };
@@ -120,7 +120,7 @@ impl NbdSource {
                 known.extend(part);
             }
             if let Map::Asked { handle, .. } = map {
-                source.single = Mutex::new(Some(handle));
+                source.single = Mutex::new(Some(*handle));
             }
             map = if allocation {
                 Map::Known(known)

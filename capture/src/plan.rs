@@ -200,7 +200,7 @@ impl Plan {
             .disks
             .iter()
             .flat_map(|disk| std::iter::once(&disk.source).chain(&disk.backing))
-            .filter_map(|source| image_dir(source));
+            .filter_map(image_dir);
         let scratch = self
             .disks
             .iter()
