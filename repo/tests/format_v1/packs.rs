@@ -170,6 +170,24 @@ fn records_inside_a_chunk_are_passed_over_while_the_chunk_is_sound() {
 }
 
 #[test]
+fn the_record_behind_a_long_damage_is_found_wherever_it_begins() {
+    let keys = keys();
+    // Around 64 KiB, so that its magic also straddles the windows of a search.
+    for blob_bytes in 65_470..65_480 {
+        let storage = MemoryStorage::new();
+        let mut writer = PackWriter::create(&storage, ID, PackKind::Meta, LEASE, &keys).unwrap();
+        for raw in [noise(blob_bytes), b"behind it".to_vec()] {
+            let id = keys.id_of(RecordKind::Blob, &raw);
+            let sealed = seal(&keys, Codec::None, RecordKind::Blob, id, &raw);
+            writer.append(RecordKind::Blob, id, &sealed).unwrap();
+        }
+        let pack = writer.finish().unwrap();
+        storage.damage(NAME, |bytes| bytes[PACK_HEADER_BYTES] ^= 1);
+        assert_eq!(walked(&storage).0, pack.entries[1..], "{blob_bytes}");
+    }
+}
+
+#[test]
 fn a_table_that_announces_more_than_the_file_holds_is_refused() {
     let storage = MemoryStorage::new();
     let pack = pack_of(&storage, Codec::None, &four_chunks());

@@ -258,3 +258,15 @@ fn more_objects_than_may_be_open_are_still_readable() {
     let open = fs::read_dir("/proc/self/fd").unwrap().count();
     assert!(open < 300, "{open} files are open");
 }
+
+#[test]
+fn an_object_that_appeared_meanwhile_is_not_replaced_either() {
+    let (_directory, storage) = local();
+    let mut writer = storage.create(&pack(1)).unwrap();
+    writer.append(b"second").unwrap();
+    fs::write(storage.path_of(&pack(1)), b"first").unwrap();
+    let finished = writer.finish();
+    assert!(matches!(finished, Err(Error::AlreadyExists { .. })));
+    assert_eq!(storage.read_whole(&pack(1), 100).unwrap(), b"first");
+    assert_eq!(storage.remove_debris().unwrap(), 0);
+}
