@@ -31,7 +31,7 @@ struct Line<'a> {
 }
 
 pub(super) fn run(args: &Args, context: &Context) -> Result<Exit> {
-    let repo = context.open_to_read()?;
+    let repo = context.open()?;
     let host = context.host()?;
     let domain = host.domain(&args.domain)?;
     let watch = Watch::new(domain.name(), &context.reporter);

@@ -7,13 +7,14 @@ use anyhow::{Context as _, Result};
 use serde::Serialize;
 use virtkeep_repo::{
     CaptureMode, Consistency, Disk, DiskStats, FileRole, Point, Repository, SourceKind, StoredFile,
+    UnixMillis,
 };
 
 use super::list::{consistency, mode};
 use crate::context::Context;
 use crate::exit::Exit;
 use crate::output::{Table, shown, shown_lines, size};
-use crate::when::rfc3339;
+use crate::when::{local_time_exact, rfc3339};
 
 /// Show all about one point
 #[derive(clap::Args, Debug)]
@@ -123,12 +124,29 @@ fn file(
             name: &stored.name,
             content: &text,
         })?;
+    } else if stored.role == FileRole::Log {
+        context.output.text(&shown_lines(&log(&text, context)))?;
     } else if std::io::stdout().is_terminal() {
         context.output.text(&shown_lines(&text))?;
     } else {
         context.output.raw(&content)?;
     }
     Ok(())
+}
+
+/// The log with times for people: its lines begin with milliseconds since 1970.
+fn log(text: &str, context: &Context) -> String {
+    let lines = text.lines().map(|line| {
+        let (stamp, rest) = line.split_once(' ').unwrap_or((line, ""));
+        match stamp.parse() {
+            Ok(millis) => {
+                let time = local_time_exact(UnixMillis(millis), &context.zone);
+                format!("{time}  {rest}")
+            }
+            Err(_) => line.to_owned(),
+        }
+    });
+    lines.collect::<Vec<_>>().join("\n")
 }
 
 fn text(point: &Point, context: &Context) -> String {

@@ -46,7 +46,10 @@ pub(super) fn run(_: &Args, context: &Context) -> Result<Exit> {
     ];
     if stats.pack_bytes > 0 && stats.disk_bytes > stats.pack_bytes {
         let ratio = stats.disk_bytes as f64 / stats.pack_bytes as f64;
-        lines.push(format!("saving   {ratio:.1} times smaller than the disks"));
+        let digits = usize::from(ratio < 10.0);
+        lines.push(format!(
+            "saving   {ratio:.digits$} times smaller than all those disks"
+        ));
     }
     context.output.text(&lines.join("\n"))?;
     Ok(Exit::Done)

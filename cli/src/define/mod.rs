@@ -72,7 +72,7 @@ impl Definer {
                 let uuid = point.domain.uuid.to_string();
                 if exists(connection.lookup_domain_by_uuid_string(&uuid))? {
                     bail!(
-                        "a domain with the uuid {uuid} exists: undefine it first, or define a clone with --name"
+                        "a domain with the uuid {uuid} exists: undefine it first (after `virtkeep release`, which takes the checkpoint off it), or define a clone with --name"
                     );
                 }
                 ensure_free(&connection, &point.domain.name)?;

@@ -113,9 +113,6 @@ fn what_is_no_image_is_refused() {
     let world = World::new();
     let backup = |file: &str| world.run(&["backup", "--image", file, "--name", "a"]);
     backup("missing.raw").refused(1, "missing.raw");
-    std::fs::write(world.path("odd.raw"), vec![0; 1000]).unwrap();
-    let ran = backup("odd.raw");
-    assert_ne!(ran.code, 0, "{ran:#?}");
     backup(".").refused(1, "");
     let gone = format!("nbd+unix:///?socket={}", world.text("nobody.sock"));
     world

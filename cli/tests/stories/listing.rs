@@ -106,13 +106,13 @@ fn the_log_and_the_xml_of_a_point_can_be_read() {
     world.add(TestDomain {
         files: vec![
             (FileRole::DomainXml, "domain.xml", b"<domain>\n</domain>\n"),
-            (FileRole::Log, "log", b"first\nsecond\n"),
+            (FileRole::Log, "log", b"1795345200123 first\nsecond\n"),
         ],
         ..TestDomain::web1(&vda)
     });
     assert_eq!(
         world.ok(&["show", "web1@latest", "--log"]).stdout,
-        "first\nsecond\n"
+        "2026-11-22T11:00:00.123  first\nsecond\n"
     );
     let ran = world.ok(&["show", "web1@latest", "--xml", "--json"]);
     assert_eq!(ran.json()[0]["content"], "<domain>\n</domain>\n");

@@ -8,6 +8,7 @@ mod at_rest;
 mod bad_input;
 mod define;
 mod directory;
+mod interrupted;
 mod listing;
 mod onto;
 mod stream;

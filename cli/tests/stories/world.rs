@@ -21,12 +21,19 @@ pub(crate) struct World {
 }
 
 /// What a run of the program gave.
-#[derive(Debug)]
 pub(crate) struct Ran {
     pub(crate) code: i32,
     pub(crate) out: Vec<u8>,
     pub(crate) stdout: String,
     pub(crate) stderr: String,
+}
+
+impl std::fmt::Debug for Ran {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        write!(f, "exit code {}", self.code)?;
+        let start: String = self.stdout.chars().take(4000).collect();
+        write!(f, "\nstdout: {start}\nstderr: {}", self.stderr)
+    }
 }
 
 impl Ran {
@@ -262,7 +269,9 @@ pub(crate) struct NbdServer {
 impl NbdServer {
     /// Runs a server that listens on `socket`.
     pub(crate) fn start(command: &mut Command, socket: &Path) -> Self {
-        let child = command.stdin(Stdio::null()).spawn().unwrap();
+        // What it says of clients that go away is no part of a story.
+        let command = command.stdin(Stdio::null()).stderr(Stdio::null());
+        let child = command.spawn().unwrap();
         let uri = format!("nbd+unix:///?socket={}", socket.display());
         let server = Self { child, uri };
         let started = Instant::now();

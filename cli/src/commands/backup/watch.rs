@@ -96,6 +96,7 @@ fn describe(event: &Event) -> String {
             };
             format!("{target}: {mode}, {}: {reason}", size(len.0))
         }
+        Event::Started { point, .. } => format!("begun, to become the point {point}"),
         Event::Scratch { target, dir, free } => format!(
             "{target}: scratch file in {}, {} free",
             dir.display(),
