@@ -7,6 +7,7 @@ use std::fmt::Write as _;
 use std::io::{self, Write};
 
 use serde::Serialize;
+use unicode_width::UnicodeWidthStr;
 
 /// Standard output, in the form that was asked for.
 #[derive(Clone, Copy, Debug)]
@@ -105,8 +106,10 @@ impl Table {
         self.rows.push(cells.into_iter().collect());
     }
 
-    /// The table as text, without a line break at its end.
+    /// The table as text, without a line break at its end. A cell that is far wider than usual
+    /// pushes its own row to the right, not all the others.
     pub(crate) fn render(&self) -> String {
+        const USUAL_WIDTH_MAX: usize = 40;
         let widths: Vec<usize> = self
             .columns
             .iter()
@@ -114,8 +117,9 @@ impl Table {
             .map(|(i, column)| {
                 let cells = self.rows.iter().filter_map(|row| row.get(i));
                 cells
-                    .map(|cell| cell.chars().count())
-                    .chain([column.heading.chars().count()])
+                    .map(|cell| cell.width())
+                    .filter(|width| *width <= USUAL_WIDTH_MAX)
+                    .chain([column.heading.width()])
                     .max()
                     .unwrap_or(0)
             })
@@ -123,9 +127,10 @@ impl Table {
         let line = |cells: Vec<&str>| {
             let mut text = String::new();
             for ((cell, column), width) in cells.iter().zip(&self.columns).zip(&widths) {
+                let padding = " ".repeat(width.saturating_sub(cell.width()));
                 let _ = match column.align {
-                    Align::Left => write!(text, "{cell:<width$}  "),
-                    Align::Right => write!(text, "{cell:>width$}  "),
+                    Align::Left => write!(text, "{cell}{padding}  "),
+                    Align::Right => write!(text, "{padding}{cell}  "),
                 };
             }
             text.trim_end().to_owned()
@@ -265,10 +270,12 @@ mod tests {
     fn columns_are_as_wide_as_their_widest_cell() {
         let mut table = Table::new(&["DOMAIN", ">SIZE"]);
         table.row(["a".to_owned(), "1 KiB".to_owned()]);
-        table.row(["long-name".to_owned(), "64 KiB".to_owned()]);
+        table.row(["日本-name".to_owned(), "64 KiB".to_owned()]);
         assert_eq!(
             table.render(),
-            "DOMAIN       SIZE\na           1 KiB\nlong-name  64 KiB"
+            "DOMAIN       SIZE\na           1 KiB\n日本-name  64 KiB"
         );
+        table.row(["x".repeat(50), "2 KiB".to_owned()]);
+        assert!(table.render().starts_with("DOMAIN       SIZE\n"));
     }
 }

@@ -4,6 +4,8 @@
 //! nothing behind.
 
 use std::fmt;
+use std::fs::Permissions;
+use std::os::unix::fs::PermissionsExt;
 use std::path::{Path, PathBuf};
 
 use anyhow::{Context, Result};
@@ -134,7 +136,14 @@ impl DirectoryRestore<'_> {
                 .repo
                 .read_file(stored)
                 .with_context(|| format!("cannot restore {}", path.display()))?;
-            staged.push(StagedFile::with_content(path.clone(), &content)?);
+            let file = StagedFile::with_content(path.clone(), &content)?;
+            if stored.role == FileRole::Loader {
+                // libvirt gives all the other files to QEMU's user, but not the firmware.
+                file.file()
+                    .set_permissions(Permissions::from_mode(0o644))
+                    .with_context(|| format!("cannot make {} readable", path.display()))?;
+            }
+            staged.push(file);
             restored.files.push(RestoredFile {
                 role: stored.role,
                 name: stored.name.clone(),
