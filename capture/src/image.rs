@@ -14,6 +14,7 @@ use virtkeep_repo::{
 use crate::error::{Error, Result};
 use crate::event::{Event, Journal, Observer};
 use crate::files;
+use crate::image_lock::is_open_for_writing;
 use crate::nbd_source::{Export, NbdSource};
 use crate::offline::{Sharing, fingerprint, open_at_rest};
 use crate::options::Options;
@@ -59,7 +60,11 @@ pub fn backup_image(
         None => detect_format(&path)?,
     };
     let before = fingerprint(&path);
-    let info = qemu_img::info(&path, &format)?;
+    check_unused(&path)?;
+    let backing = match &*format {
+        "raw" => None,
+        format => qemu_img::info(&path, format)?.backing,
+    };
     let run = Run {
         name,
         repo,
@@ -67,7 +72,7 @@ pub fn backup_image(
         journal: &Journal::new(observer),
         stop: Arc::new(Stop::new(cancel, options.stall_limit)),
     };
-    if let Some(backing) = info.backing {
+    if let Some(backing) = backing {
         let shown = path.display();
         run.journal.note(format!(
             "{shown} is read together with what backs it, {backing}"
@@ -84,7 +89,7 @@ pub fn backup_image(
     let open = || open_at_rest(&path, &format, Sharing::WithReaders, &location, &run.stop);
     let is_unchanged = || {
         // The lock first: a machine that has just opened it may not have written yet.
-        qemu_img::info(&path, &format)?;
+        check_unused(&path)?;
         if fingerprint(&path) != before {
             return Err(Error::ImageChanged { path: path.clone() });
         }
@@ -234,6 +239,15 @@ impl Run<'_> {
                 Some((point.id, disk))
             }))
     }
+}
+
+fn check_unused(path: &Path) -> Result<()> {
+    if is_open_for_writing(path).map_err(Error::file("look at the locks of", path))? {
+        return Err(Error::ImageInUse {
+            path: path.to_owned(),
+        });
+    }
+    Ok(())
 }
 
 fn host_name() -> String {

@@ -20,6 +20,7 @@ mod files;
 mod freeze;
 mod host;
 mod image;
+mod image_lock;
 mod job;
 mod libvirt;
 mod live;

@@ -23,6 +23,16 @@ pub(crate) struct World {
 impl World {
     /// A defined domain with these disks of 64 MiB (qcow2, or raw where the name says so).
     pub(crate) fn new(disks: &[&str]) -> Self {
+        Self::with(disks, &[], |disk| {
+            run(
+                "qemu-img",
+                &["create", "-q", "-f", format_of(disk), text(disk), "64M"],
+            );
+        })
+    }
+
+    /// A defined domain with disks as `make` makes them; `words` go to `domain-xml`.
+    pub(crate) fn with(disks: &[&str], words: &[&str], make: impl Fn(&Path)) -> Self {
         static COUNT: AtomicU32 = AtomicU32::new(0);
         let uri = std::env::var("LIBVIRT_DEFAULT_URI").expect(
             "these tests need a libvirtd of their own: \
@@ -31,26 +41,13 @@ impl World {
         let number = COUNT.fetch_add(1, Ordering::Relaxed);
         let name = format!("capture-{}-{number}", std::process::id());
         let dir = tempfile::tempdir().unwrap();
-        let repo = Repository::init(
-            &dir.path().join("repo"),
-            &InitOptions::default(),
-            Env::system(),
-        )
-        .unwrap();
+        let repo = dir.path().join("repo");
+        let repo = Repository::init(&repo, &InitOptions::default(), Env::system()).unwrap();
         let disks: Vec<PathBuf> = disks.iter().map(|file| dir.path().join(file)).collect();
-        for disk in &disks {
-            let format = if disk.extension().is_some_and(|e| e == "raw") {
-                "raw"
-            } else {
-                "qcow2"
-            };
-            run(
-                "qemu-img",
-                &["create", "-q", "-f", format, text(disk), "64M"],
-            );
-        }
+        disks.iter().for_each(|disk| make(disk));
         let script = concat!(env!("CARGO_MANIFEST_DIR"), "/../tests/stack/domain-xml");
-        let mut words = vec![&*name];
+        let mut words = words.to_vec();
+        words.push(&name);
         words.extend(disks.iter().map(|disk| text(disk)));
         let xml = dir.path().join("domain.xml");
         std::fs::write(&xml, run(script, &words)).unwrap();
@@ -118,12 +115,7 @@ impl World {
         if self.is_active() {
             self.io(disk, "flush");
         }
-        let format = if text(&self.disks[disk]).ends_with(".raw") {
-            "raw"
-        } else {
-            "qcow2"
-        };
-        read_image(&self.disks[disk], format)
+        read_image(&self.disks[disk], format_of(&self.disks[disk]))
     }
 
     pub(crate) fn references(&self) -> Vec<Vec<u8>> {
@@ -139,18 +131,25 @@ impl World {
     /// Every disk of the point, read back, is what the reference says.
     pub(crate) fn assert_restores(&self, point: &Point, references: &[Vec<u8>]) {
         assert_eq!(point.disks.len(), references.len());
-        for (disk, reference) in point.disks.iter().zip(references) {
-            let reader = self.repo.read_disk(point, disk).unwrap();
-            let mut restored = vec![0xee; usize::try_from(reader.size().0).unwrap()];
-            reader.read_at(DiskOffset::ZERO, &mut restored).unwrap();
-            assert_eq!(restored.len(), reference.len(), "size of {}", disk.target);
+        for (number, reference) in references.iter().enumerate() {
+            let restored = self.restored(point, number);
+            let target = &point.disks[number].target;
+            assert_eq!(restored.len(), reference.len(), "size of {target}");
             let differs = restored.iter().zip(reference).position(|(a, b)| a != b);
             assert_eq!(
                 differs, None,
-                "{} of {} differs at this byte",
-                disk.target, point.id
+                "{target} of {} differs at this byte",
+                point.id
             );
         }
+    }
+
+    /// The whole content of one disk of a point.
+    pub(crate) fn restored(&self, point: &Point, disk: usize) -> Vec<u8> {
+        let reader = self.repo.read_disk(point, &point.disks[disk]).unwrap();
+        let mut restored = vec![0xee; usize::try_from(reader.size().0).unwrap()];
+        reader.read_at(DiskOffset::ZERO, &mut restored).unwrap();
+        restored
     }
 
     pub(crate) fn checkpoints(&self) -> Vec<String> {
@@ -246,6 +245,14 @@ impl<F: Fn() + Send + Sync> Observer for WhileReading<F> {
         if !std::mem::replace(&mut *done, true) {
             (self.act)();
         }
+    }
+}
+
+fn format_of(disk: &Path) -> &'static str {
+    if disk.extension().is_some_and(|extension| extension == "raw") {
+        "raw"
+    } else {
+        "qcow2"
     }
 }
 
