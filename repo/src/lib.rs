@@ -7,6 +7,7 @@
 //!
 //! The crate knows nothing of NBD, libvirt or command lines.
 
+mod adopt;
 mod backup;
 mod budget;
 mod cache;

@@ -3,8 +3,9 @@
 /// Disk bytes being read, hashed and compressed at once by one backup, over all its disks.
 pub(crate) const BACKUP_BYTES_IN_FLIGHT_MAX: u64 = 48 << 20;
 
-/// One read from a source. QEMU serves up to 32 MiB; above half a MiB nothing gets faster.
-pub(crate) const SOURCE_READ_BYTES_MAX: u64 = 512 << 10;
+/// One read from a source. QEMU serves up to 32 MiB; a larger read than this gains nothing, a
+/// smaller one has fewer ids to look up at once.
+pub(crate) const SOURCE_READ_BYTES_MAX: u64 = 1 << 20;
 
 /// Leaves of one disk that are being worked on or wait for an earlier one.
 pub(crate) const LEAVES_OPEN_MAX: usize = 1024;
@@ -19,7 +20,7 @@ pub(crate) const PACK_READ_BYTES_MAX: u32 = 1 << 20;
 pub(crate) const PACK_READ_GAP_MAX: u32 = 32 << 10;
 
 /// Manifest nodes kept decoded per open repository.
-pub(crate) const NODES_CACHED_MAX: usize = 1024;
+pub(crate) const NODES_CACHED_MAX: usize = 4096;
 
 /// Length of the pieces that files kept with a point are cut into.
 pub(crate) const FILE_PIECE_BYTES: usize = 1 << 20;
@@ -34,7 +35,7 @@ pub(crate) const CHUNKS_CACHED_MAX: usize = 64;
 pub(crate) const EXTENTS_PER_CALL_MAX: usize = 4096;
 
 /// Chunks whose places are looked up and sorted at once while a disk is restored: the larger, the
-/// fewer seeks in a scattered point; the look-up holds the index lock.
+/// fewer seeks in a scattered point.
 pub(crate) const COPY_WINDOW_CHUNKS_MAX: usize = 16 << 10;
 
 /// One write to the target of a restore.

@@ -1,10 +1,11 @@
 //! A repository on a local file system: making one, opening one, and what it offers.
 
-use std::collections::HashMap;
+use std::collections::{HashMap, HashSet};
 use std::fs;
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
 
+use crate::adopt::adopt_packs;
 use crate::cache::Cache;
 use crate::config::{CONFIG_BYTES_MAX, Config};
 use crate::file_system;
@@ -18,8 +19,8 @@ use crate::limits::NODES_CACHED_MAX;
 use crate::storage::{Folder, LocalStorage, ObjectName, Storage};
 use crate::store::Store;
 use crate::{
-    Backup, ByteLen, Codec, Disk, DiskReader, DomainLock, DomainUuid, Env, Error, Point, PointId,
-    RepoId, Result, StoredFile,
+    Backup, ByteLen, Codec, Disk, DiskReader, DomainLock, DomainUuid, Env, Error, LeaseId,
+    MaintenanceLock, Point, PointId, RepoId, Result, StoredFile,
 };
 
 /// The folders of a repository.
@@ -34,7 +35,7 @@ const INDEX: &str = "index.redb";
 pub struct InitOptions {
     /// Bytes per chunk: a power of two from 4 KiB to 4 MiB; 64 KiB by default.
     pub chunk_size: ByteLen,
-    /// Children per manifest node: 256, or 64.
+    /// Children per manifest node: 64, or 256.
     pub fan_out: u16,
     /// How new records are compressed.
     pub codec: Codec,
@@ -247,7 +248,7 @@ impl Repository {
     /// `Error::NoSuchPoint` when one is gone. `command` is shown to others who have to wait.
     pub fn begin_backup(&self, parents: &[PointId], command: &str) -> Result<Backup> {
         self.check_writable()?;
-        self.leases.sweep()?;
+        self.clear_up()?;
         let roots = Roots {
             points: parents.to_vec(),
             disks: Vec::new(),
@@ -313,6 +314,28 @@ impl Repository {
     /// What reading and writing share.
     pub(crate) fn store(&self) -> &Arc<Store> {
         &self.store
+    }
+
+    /// Takes over what killed backups left behind. While somebody else does maintenance, it waits for
+    /// the next backup.
+    fn clear_up(&self) -> Result<()> {
+        let seen = self.leases.list()?;
+        let dead: HashSet<LeaseId> = seen
+            .iter()
+            .filter(|lease| !lease.alive)
+            .map(|lease| lease.id)
+            .collect();
+        if dead.is_empty() {
+            return Ok(());
+        }
+        let locks = self.path.join("locks");
+        let _alone = match MaintenanceLock::take(&locks, "virtkeep backup") {
+            Err(Error::Busy { .. }) => return Ok(()),
+            alone => alone?,
+        };
+        adopt_packs(&self.store, &dead)?;
+        self.store.storage.remove_debris()?;
+        self.leases.sweep()
     }
 
     /// Reads a point that the index has no row for, and gives it one. A point that has been

@@ -48,7 +48,7 @@ pub struct ReadRequest {
     /// Where to put the bytes; its length is the length of the read.
     pub buffer: Vec<u8>,
     /// Lets go of the memory's share of the budget.
-    pub(crate) permit: Permit,
+    pub(crate) _permit: Permit,
 }
 
 /// The answer of [`ReadQueue::next`].

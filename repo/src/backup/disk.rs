@@ -17,7 +17,7 @@ use crate::budget::{Budget, Permit};
 use crate::format::node::Node;
 use crate::ids::ContentId;
 use crate::limits::{LEAVES_OPEN_MAX, SOURCE_READ_BYTES_MAX};
-use crate::manifest::{Shape, TreeBuilder, chunk};
+use crate::manifest::{Shape, Stored, TreeBuilder, chunk};
 use crate::store::Store;
 use crate::sync::{into_inner, lock};
 use crate::{
@@ -81,6 +81,8 @@ struct OpenLeaf {
 struct LeafState {
     chunks: Vec<Option<ChunkId>>,
     missing: usize,
+    /// One of the chunks is new to the repository.
+    fresh: bool,
 }
 
 #[derive(Default)]
@@ -130,17 +132,17 @@ impl<'a> DiskJob<'a> {
                 "the source stopped reading before the end".into(),
             ));
         }
-        let root = assembly.builder.finish()?;
+        let built = assembly.builder.finish()?;
         let read_bytes = self.counters.read_bytes.into_inner();
         let stats = DiskStats {
             dirty_bytes: read_bytes,
             read_bytes,
             new_bytes: self.counters.new_bytes.into_inner(),
-            stored_bytes: self.counters.stored_bytes.into_inner(),
+            stored_bytes: self.counters.stored_bytes.into_inner() + built.stored_bytes,
             new_chunks: self.counters.new_chunks.into_inner(),
-            new_nodes: 0,
+            new_nodes: built.new_nodes,
         };
-        Ok((root, stats))
+        Ok((built.root, stats))
     }
 
     /// The reading side's view of the job, which spawns its digesting in `scope`.
@@ -224,7 +226,11 @@ impl<'a> DiskJob<'a> {
                 }
             }
         }
-        let state = Mutex::new(LeafState { chunks, missing });
+        let state = Mutex::new(LeafState {
+            chunks,
+            missing,
+            fresh: false,
+        });
         let open = OpenLeaf {
             index: leaf.index,
             inherited: leaf.inherited,
@@ -267,23 +273,14 @@ impl<'a> DiskJob<'a> {
             })
             .collect();
         let stored = self.around.intake.put(RecordKind::Chunk, &candidates)?;
-        for ((_, piece), stored) in candidates.iter().zip(stored) {
-            if stored.new {
-                self.counters
-                    .new_bytes
-                    .fetch_add(piece.len() as u64, Ordering::Relaxed);
-                self.counters
-                    .stored_bytes
-                    .fetch_add(stored.bytes, Ordering::Relaxed);
-                self.counters.new_chunks.fetch_add(1, Ordering::Relaxed);
-            }
-        }
+        let fresh = stored.iter().any(|stored| stored.new);
+        self.counters.count(&candidates, &stored);
 
         let bytes = request.buffer.len() as u64;
         self.counters.read_bytes.fetch_add(bytes, Ordering::Relaxed);
         self.around.progress.moved(bytes);
         self.around.progress.passed(bytes);
-        if leaf.fill(first, &ids) {
+        if leaf.fill(first, &ids, fresh) {
             lock(&self.assembly).advance()
         } else {
             Ok(())
@@ -296,10 +293,25 @@ impl<'a> DiskJob<'a> {
     }
 }
 
+impl Counters {
+    /// Counts the chunks that turned out to be new.
+    fn count(&self, chunks: &[(RawId, &[u8])], stored: &[Stored]) {
+        for ((_, chunk), stored) in chunks.iter().zip(stored) {
+            if stored.new {
+                self.new_chunks.fetch_add(1, Ordering::Relaxed);
+                self.new_bytes
+                    .fetch_add(chunk.len() as u64, Ordering::Relaxed);
+                self.stored_bytes.fetch_add(stored.bytes, Ordering::Relaxed);
+            }
+        }
+    }
+}
+
 impl OpenLeaf {
     /// Fills in chunks from `first` on; true when the leaf is complete.
-    fn fill(&self, first: u64, ids: &[Option<ChunkId>]) -> bool {
+    fn fill(&self, first: u64, ids: &[Option<ChunkId>], fresh: bool) -> bool {
         let mut state = lock(&self.state);
+        state.fresh |= fresh;
         let first = usize::try_from(first).expect("a leaf is small");
         state.chunks[first..first + ids.len()].copy_from_slice(ids);
         state.missing -= ids.len();
@@ -318,7 +330,7 @@ impl Assembly<'_> {
                     if state.missing > 0 {
                         break;
                     }
-                    self.builder.leaf(&state.chunks)?;
+                    self.builder.leaf(&state.chunks, state.fresh)?;
                     self.leaves.remove(&leaf.index);
                 }
             }
@@ -372,7 +384,7 @@ impl ReadQueue for DiskQueue<'_, '_, '_> {
                 Next::Read(ReadRequest {
                     offset: DiskOffset(offset),
                     buffer: vec![0; len],
-                    permit,
+                    _permit: permit,
                 })
             }
             Ok(None) => Next::Done,

@@ -17,13 +17,17 @@ use crate::format::pack::PackWriter;
 use crate::format::record;
 use crate::ids::ContentId;
 use crate::index::NewPack;
-use crate::manifest::NodeSink;
+use crate::manifest::{NodeSink, Stored};
 use crate::store::Store;
 use crate::sync::lock;
 use crate::{Error, LeaseId, NodeId, PackId, RawId, RecordKind, Result, RootId};
 
 /// Packs waiting to become durable while the next ones are written.
 const PACKS_FINISHING_MAX: usize = 1;
+
+/// Entries gathered before the index is told of them. Packs of a killed run that the index was not
+/// told of are adopted by the next.
+const INDEX_BATCH_ENTRIES: usize = 16 << 10;
 
 /// Takes in the records of one backup, from all its threads.
 pub(super) struct Intake {
@@ -42,15 +46,6 @@ struct Shared {
     in_hand: Mutex<HashSet<RawId>>,
     failed: AtomicBool,
     failure: Mutex<Option<Error>>,
-}
-
-/// What storing one record took.
-#[derive(Clone, Copy, Debug, Default)]
-pub(super) struct Stored {
-    /// The repository did not hold it before.
-    pub(super) new: bool,
-    /// Bytes it takes in its pack; 0 when it is not new.
-    pub(super) bytes: u64,
 }
 
 impl Intake {
@@ -80,22 +75,35 @@ impl Intake {
     /// Stores the records that the repository does not hold; one answer per item.
     pub(super) fn put(&self, kind: RecordKind, items: &[(RawId, &[u8])]) -> Result<Vec<Stored>> {
         self.shared.check()?;
-        let unknown = self.unknown(items)?;
         let mut answers = vec![Stored::default(); items.len()];
-        for index in unknown {
+        for index in self.unknown(items)? {
             let (id, raw) = items[index];
-            if !self.shared.in_hand().insert(id) {
-                continue;
-            }
-            let store = &self.shared.store;
-            let sealed = record::seal(&store.keys, store.codec_for(kind), kind, id, raw);
-            self.shared.note(self.append(kind, id, &sealed))?;
-            answers[index] = Stored {
-                new: true,
-                bytes: sealed.len() as u64,
-            };
+            answers[index] = self.put_unknown(kind, id, raw)?;
         }
         Ok(answers)
+    }
+
+    /// Stores a record that the index does not name, unless this run has it in hand.
+    fn put_unknown(&self, kind: RecordKind, id: RawId, raw: &[u8]) -> Result<Stored> {
+        if !self.shared.in_hand().insert(id) {
+            return Ok(Stored::default());
+        }
+        let store = &self.shared.store;
+        let sealed = record::seal(&store.keys, store.codec_for(kind), kind, id, raw);
+        self.shared.note(self.append(kind, id, &sealed))?;
+        Ok(Stored {
+            new: true,
+            bytes: sealed.len() as u64,
+        })
+    }
+
+    /// Stores a node or root record.
+    fn put_encoded(&self, kind: RecordKind, id: RawId, raw: &[u8], fresh: bool) -> Result<Stored> {
+        if fresh {
+            self.shared.check()?;
+            return self.put_unknown(kind, id, raw);
+        }
+        Ok(self.put(kind, &[(id, raw)])?[0])
     }
 
     /// Makes everything taken in durable and known to the index.
@@ -188,61 +196,69 @@ impl Drop for Intake {
 }
 
 impl NodeSink for Intake {
-    fn put_node(&self, node: &Node) -> Result<NodeId> {
+    fn put_node(&self, node: &Node, fresh: bool) -> Result<(NodeId, Stored)> {
         let encoded = node.encode();
         let id = self.shared.store.keys.node_id(&encoded);
-        self.put(RecordKind::Node, &[(id.raw(), &encoded)])?;
-        Ok(id)
+        let stored = self.put_encoded(RecordKind::Node, id.raw(), &encoded, fresh)?;
+        Ok((id, stored))
     }
 
-    fn put_root(&self, root: &Root) -> Result<RootId> {
+    fn put_root(&self, root: &Root, fresh: bool) -> Result<(RootId, Stored)> {
         let encoded = root.encode();
         let id = self.shared.store.keys.root_id(&encoded);
-        self.put(RecordKind::Root, &[(id.raw(), &encoded)])?;
-        Ok(id)
+        let stored = self.put_encoded(RecordKind::Root, id.raw(), &encoded, fresh)?;
+        Ok((id, stored))
     }
 }
 
 impl Shared {
+    /// Finishes packs until no more come. Their entries are gathered, since the index takes many at
+    /// once for little more than few.
     fn finish_packs(&self, packs: &Receiver<PackWriter>) {
+        let mut gathered = Vec::new();
         for writer in packs {
-            if self.failed.load(Ordering::SeqCst) {
-                // Dropped unfinished, it removes itself.
-                continue;
+            // After a failure a pack is dropped unfinished, and removes itself.
+            if !self.failed.load(Ordering::SeqCst) {
+                self.note(self.finish_pack(writer, &mut gathered)).ok();
             }
-            self.note(self.finish_pack(writer)).ok();
+        }
+        // After a failure, too: what is stored will be found by the next try.
+        self.note(self.index_packs(&mut gathered)).ok();
+    }
+
+    fn finish_pack(&self, writer: PackWriter, gathered: &mut Vec<NewPack>) -> Result<()> {
+        gathered.push(NewPack::from(writer.finish()?));
+        let entries: usize = gathered.iter().map(|pack| pack.entries.len()).sum();
+        if entries >= INDEX_BATCH_ENTRIES {
+            self.index_packs(gathered)
+        } else {
+            Ok(())
         }
     }
 
-    fn finish_pack(&self, writer: PackWriter) -> Result<()> {
-        let pack = writer.finish()?;
-        let entries = pack
-            .entries
-            .iter()
-            .map(|entry| (entry.id, entry.offset, entry.len));
-        self.store.index.add_packs(&[NewPack {
-            id: pack.id,
-            kind: pack.kind,
-            lease: pack.lease,
-            bytes: pack.bytes,
-            entries: entries.collect(),
-        }])?;
+    /// Tells the index of durable packs; from then on their records are found there.
+    fn index_packs(&self, gathered: &mut Vec<NewPack>) -> Result<()> {
+        if gathered.is_empty() {
+            return Ok(());
+        }
+        self.store.index.add_packs(gathered)?;
         let mut in_hand = self.in_hand();
-        for entry in &pack.entries {
-            in_hand.remove(&entry.id);
+        for pack in gathered.drain(..) {
+            for (id, ..) in pack.entries {
+                in_hand.remove(&id);
+            }
         }
         Ok(())
     }
 
     /// Remembers the first failure and passes the result on.
     fn note<T>(&self, result: Result<T>) -> Result<T> {
-        result.or_else(|error| {
-            let mut failure = lock(&self.failure);
+        result.map_err(|error| {
             if self.failed.swap(true, Ordering::SeqCst) {
-                return Err(error);
+                return error;
             }
-            *failure = Some(error);
-            Err(Error::Poisoned)
+            *lock(&self.failure) = Some(error);
+            Error::Poisoned
         })
     }
 

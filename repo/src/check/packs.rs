@@ -15,9 +15,6 @@ use crate::store::Store;
 use crate::sync::into_inner;
 use crate::{Cancel, Error, PackId, RawId, Repository, Result};
 
-/// Ids whose places are looked up at once.
-const LOOK_UP_IDS_MAX: usize = 16 << 10;
-
 /// What is known of a pack.
 pub(super) enum PackHealth {
     /// All of its first `bytes` bytes may be relied on, as far as was looked.
@@ -136,16 +133,9 @@ impl Findings {
 
     /// Everything that a pack holds must be found through the index.
     fn compare_with_index(&self, store: &Store, pack: &FinishedPack) -> Result<()> {
-        let mut absent = 0;
-        for entries in pack.entries.chunks(LOOK_UP_IDS_MAX) {
-            let ids: Vec<RawId> = entries.iter().map(|entry| entry.id).collect();
-            absent += store
-                .index
-                .locate(&ids)?
-                .iter()
-                .filter(|place| place.is_none())
-                .count();
-        }
+        let ids: Vec<RawId> = pack.entries.iter().map(|entry| entry.id).collect();
+        let places = store.index.locate(&ids)?;
+        let absent = places.iter().filter(|place| place.is_none()).count();
         if absent > 0 {
             let what = format!("the index lacks {absent} records of pack {}", pack.id);
             crate::sync::lock(&self.damage).push(what);

@@ -63,7 +63,7 @@ pub struct FanOut(u16);
 
 impl FanOut {
     /// What new repositories use.
-    pub const DEFAULT: Self = Self(256);
+    pub const DEFAULT: Self = Self(64);
 
     /// This many children, if the format allows it.
     pub fn new(children: u64) -> Option<Self> {

@@ -41,6 +41,7 @@ use files::AnyBackend;
 use overlay::Overlay;
 use tables::{N_OWNER, N_REPO, N_SCHEMA, SCHEMA};
 
+use crate::format::pack::{FinishedPack, PackEntry};
 use crate::{Error, LeaseId, PackId, PackKind, PointId, RawId, RepoId, Result};
 
 /// Memory redb may use for its cache, in bytes.
@@ -59,6 +60,9 @@ const LEAF_ENTRIES: usize = 36;
 /// How often a read is tried again after the mark of a killed writer was taken away: writers killed
 /// one after the other could go on leaving one.
 const RECOVERIES_MAX: usize = 10;
+
+/// How many ids are looked up under one hold of the lock.
+const LOOK_UP_IDS_MAX: usize = 2048;
 
 /// Which repository an index belongs to, and under which owner it was built.
 #[derive(Clone, Copy, PartialEq, Eq, Debug)]
@@ -82,6 +86,19 @@ pub struct NewPack {
     pub bytes: u64,
     /// Id, offset and length of each record.
     pub entries: Vec<(RawId, u32, u32)>,
+}
+
+impl From<FinishedPack> for NewPack {
+    fn from(pack: FinishedPack) -> Self {
+        let entry = |entry: PackEntry| (entry.id, entry.offset, entry.len);
+        Self {
+            id: pack.id,
+            kind: pack.kind,
+            lease: pack.lease,
+            bytes: pack.bytes,
+            entries: pack.entries.into_iter().map(entry).collect(),
+        }
+    }
 }
 
 /// The index of one repository. Shared between threads.
@@ -227,13 +244,26 @@ impl Index {
 
     /// Where each id is, for reading: also finds what lies in condemned packs.
     pub fn locate(&self, ids: &[RawId]) -> Result<Vec<Option<Location>>> {
-        self.read(|view| view.locate(ids))
+        self.look_up(ids, View::locate)
     }
 
     /// Whether each id may be relied on, for deduplication: not when it lies in a condemned pack,
     /// not when it is wanted.
     pub fn known(&self, ids: &[RawId]) -> Result<Vec<bool>> {
-        self.read(|view| view.known(ids))
+        self.look_up(ids, View::known)
+    }
+
+    /// Looks many ids up, letting go of the lock now and then.
+    fn look_up<T>(
+        &self,
+        ids: &[RawId],
+        look_up: impl Fn(&View, &[RawId]) -> Result<Vec<T>, Fault>,
+    ) -> Result<Vec<T>> {
+        let mut answers = Vec::with_capacity(ids.len());
+        for ids in ids.chunks(LOOK_UP_IDS_MAX) {
+            answers.append(&mut self.read(|view| look_up(view, ids))?);
+        }
+        Ok(answers)
     }
 
     /// Adds packs, which must be durable, and their entries. Adding a pack again changes nothing.

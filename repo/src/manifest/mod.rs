@@ -30,10 +30,20 @@ pub(crate) trait NodeSource: Sync {
 
 /// Where new nodes go.
 pub(crate) trait NodeSink: Sync {
-    /// Stores a node unless the repository has it.
-    fn put_node(&self, node: &Node) -> Result<NodeId>;
+    /// Stores a node unless the repository has it. `fresh` says that something below it is new, so
+    /// that the node cannot be known either and need not be looked up.
+    fn put_node(&self, node: &Node, fresh: bool) -> Result<(NodeId, Stored)>;
     /// Stores a root record unless the repository has it.
-    fn put_root(&self, root: &Root) -> Result<RootId>;
+    fn put_root(&self, root: &Root, fresh: bool) -> Result<(RootId, Stored)>;
+}
+
+/// What storing one record took.
+#[derive(Clone, Copy, Debug, Default)]
+pub(crate) struct Stored {
+    /// The repository did not hold it before.
+    pub(crate) new: bool,
+    /// Bytes it takes in its pack; 0 when it is not new.
+    pub(crate) bytes: u64,
 }
 
 /// The measures of one disk's tree.

@@ -1,7 +1,13 @@
 //! The engine through its public face: what goes in comes out, from every point, whatever the
 //! history.
 
+#![allow(
+    clippy::unwrap_used,
+    reason = "a failed unwrap fails the test, which is the point"
+)]
+
 mod check;
 mod disk;
 mod histories;
 mod restore;
+mod resume;

@@ -105,7 +105,10 @@ fn an_empty_disk_of_64_tib_costs_nothing_and_reads_as_zeroes() {
     );
     let stored = stored.unwrap();
     assert_eq!(stored.stats.read_bytes, 0);
-    assert_eq!(stored.stats.stored_bytes, 0);
+    assert!(
+        stored.stats.stored_bytes < 200,
+        "a root record and nothing else"
+    );
     let point = backup
         .commit(crate::disk::draft(&MemoryDisk::new(512).whole(), stored))
         .unwrap();

@@ -15,7 +15,7 @@ fn chunk_size(bytes: u64) -> ChunkSize {
 
 #[test]
 fn a_tree_is_as_low_as_its_disk_allows() {
-    let height = |size| height_for(size, ChunkSize::DEFAULT, FanOut::DEFAULT);
+    let height = |size| height_for(size, ChunkSize::DEFAULT, fan_out(256));
     assert_eq!(height(0), 1);
     assert_eq!(height(512), 1);
     assert_eq!(height(16 << 20), 1);
@@ -91,7 +91,7 @@ fn a_root_record_with_impossible_fields_is_refused() {
         ("a size above 2^63", 7, &[0x81]),
         ("a chunk size that is no power of two", 8, &[1]),
         ("a fan-out of 128", 12, &[128, 0]),
-        ("a height that does not fit the size", 14, &[3]),
+        ("a height that does not fit the size", 14, &[4]),
         ("a presence that is neither 0 nor 1", 15, &[2]),
         ("an absent top node that has an id", 15, &[0]),
     ];
