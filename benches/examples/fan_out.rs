@@ -45,16 +45,15 @@ fn main() -> Result<(), Box<dyn Error>> {
             node_bytes(full.pack_bytes, CHUNKS)
         );
         let mut random = Pseudo(1);
-        let mut generation = 0;
-        for (dirty, clustered) in [
+        let incrementals = [
             (1, false),
             (20, false),
             (20, true),
             (1000, false),
             (1000, true),
             (20_000, false),
-        ] {
-            generation += 1;
+        ];
+        for (generation, (dirty, clustered)) in (1..).zip(incrementals) {
             let mut chosen = BTreeSet::new();
             while (chosen.len() as u64) < dirty {
                 let at = random.next() % CHUNKS;
