@@ -1,0 +1,232 @@
+//! Where a server can be reached: a unix socket for its own user only, or TCP on loopback.
+
+use std::fs;
+use std::io::{self, ErrorKind};
+use std::net::{SocketAddr, TcpListener};
+use std::os::fd::{AsFd, BorrowedFd};
+use std::os::unix::fs::{FileTypeExt, MetadataExt, PermissionsExt};
+use std::os::unix::net::{UnixListener, UnixStream};
+use std::path::{Path, PathBuf};
+
+use rustix::net::{AddressFamily, SocketAddrUnix, SocketType, bind, listen, socket};
+
+use crate::error::Error;
+use crate::limits::Limits;
+use crate::socket::{Peer, Socket};
+
+const BACKLOG: i32 = 128;
+
+/// A socket that clients connect to. A unix socket that was made here is removed when dropped.
+#[derive(Debug)]
+pub struct Listener {
+    kind: Kind,
+    _file: Option<SocketFile>,
+}
+
+#[derive(Debug)]
+enum Kind {
+    Unix(UnixListener),
+    Tcp(TcpListener),
+}
+
+/// A socket in the file system, known by device and inode.
+#[derive(Debug)]
+struct SocketFile {
+    path: PathBuf,
+    identity: (u64, u64),
+}
+
+impl Listener {
+    /// Listens on a unix socket that only its owner (and root) can connect to: mode 0600 from the
+    /// first moment it listens. A socket left over by a server that is gone is replaced; one that
+    /// is in use, or any other file, is an error.
+    pub fn unix(path: impl AsRef<Path>) -> Result<Self, Error> {
+        let path = path.as_ref();
+        Self::try_unix(path).map_err(|source| Error::Listen {
+            address: path.display().to_string(),
+            source,
+        })
+    }
+
+    fn try_unix(path: &Path) -> io::Result<Self> {
+        remove_stale(path)?;
+        let fd = socket(AddressFamily::UNIX, SocketType::STREAM, None)?;
+        rustix::io::fcntl_setfd(&fd, rustix::io::FdFlags::CLOEXEC)?;
+        bind(&fd, &SocketAddrUnix::new(path)?)?;
+        let metadata = fs::symlink_metadata(path)?;
+        let file = SocketFile {
+            path: path.to_owned(),
+            identity: (metadata.dev(), metadata.ino()),
+        };
+        // Nobody can connect between these two, as nobody listens yet.
+        fs::set_permissions(path, fs::Permissions::from_mode(0o600))?;
+        listen(&fd, BACKLOG)?;
+        Ok(Listener {
+            kind: Kind::Unix(UnixListener::from(fd)),
+            _file: Some(file),
+        })
+    }
+
+    /// Listens on a loopback address: any process of this machine can connect.
+    ///
+    /// # Errors
+    /// [`Error::NotLoopback`] for any other address.
+    pub fn tcp(address: SocketAddr) -> Result<Self, Error> {
+        if !address.ip().is_loopback() {
+            return Err(Error::NotLoopback { address });
+        }
+        Self::tcp_without_protection(address)
+    }
+
+    /// Listens on any address. There is no encryption and no authentication: whoever can reach the
+    /// address can read and, if the export allows, write.
+    pub fn tcp_without_protection(address: SocketAddr) -> Result<Self, Error> {
+        let listener = TcpListener::bind(address).map_err(|source| Error::Listen {
+            address: address.to_string(),
+            source,
+        })?;
+        Ok(listener.into())
+    }
+
+    /// The address of a TCP listener, with the port that the system chose if none was given.
+    pub fn tcp_address(&self) -> Option<SocketAddr> {
+        match &self.kind {
+            Kind::Unix(_) => None,
+            Kind::Tcp(listener) => listener.local_addr().ok(),
+        }
+    }
+
+    pub(crate) fn set_nonblocking(&self) -> io::Result<()> {
+        match &self.kind {
+            Kind::Unix(listener) => listener.set_nonblocking(true),
+            Kind::Tcp(listener) => listener.set_nonblocking(true),
+        }
+    }
+
+    pub(crate) fn accept(&self, limits: &Limits) -> io::Result<(Socket, Peer)> {
+        Ok(match &self.kind {
+            Kind::Unix(listener) => {
+                let (stream, _) = listener.accept()?;
+                (Socket::unix(stream, limits)?, Peer::Local)
+            }
+            Kind::Tcp(listener) => {
+                let (stream, address) = listener.accept()?;
+                (Socket::tcp(stream, limits)?, Peer::Tcp(address))
+            }
+        })
+    }
+}
+
+impl AsFd for Listener {
+    fn as_fd(&self) -> BorrowedFd<'_> {
+        match &self.kind {
+            Kind::Unix(listener) => listener.as_fd(),
+            Kind::Tcp(listener) => listener.as_fd(),
+        }
+    }
+}
+
+/// A socket that was made elsewhere, for instance by systemd.
+impl From<UnixListener> for Listener {
+    fn from(listener: UnixListener) -> Self {
+        Listener {
+            kind: Kind::Unix(listener),
+            _file: None,
+        }
+    }
+}
+
+/// A socket that was made elsewhere; whether its address is safe is up to whoever made it.
+impl From<TcpListener> for Listener {
+    fn from(listener: TcpListener) -> Self {
+        Listener {
+            kind: Kind::Tcp(listener),
+            _file: None,
+        }
+    }
+}
+
+impl Drop for SocketFile {
+    fn drop(&mut self) {
+        let ours = fs::symlink_metadata(&self.path)
+            .is_ok_and(|file| (file.dev(), file.ino()) == self.identity);
+        if ours {
+            let _ = fs::remove_file(&self.path);
+        }
+    }
+}
+
+/// Removes a socket that nobody listens on.
+fn remove_stale(path: &Path) -> io::Result<()> {
+    match fs::symlink_metadata(path) {
+        Err(error) if error.kind() == ErrorKind::NotFound => return Ok(()),
+        Err(error) => return Err(error),
+        Ok(file) if !file.file_type().is_socket() => {
+            return Err(io::Error::new(
+                ErrorKind::AlreadyExists,
+                "a file that is no socket is in the way",
+            ));
+        }
+        Ok(_) => {}
+    }
+    match UnixStream::connect(path) {
+        Err(error) if error.kind() == ErrorKind::ConnectionRefused => fs::remove_file(path),
+        Err(error) => Err(error),
+        Ok(_) => Err(ErrorKind::AddrInUse.into()),
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn directory() -> tempfile::TempDir {
+        tempfile::tempdir().expect("a temporary directory")
+    }
+
+    #[test]
+    fn a_unix_socket_is_for_its_owner_only_and_vanishes_with_its_listener() {
+        let dir = directory();
+        let path = dir.path().join("socket");
+        let listener = Listener::unix(&path).expect("listening");
+        let mode = fs::metadata(&path).expect("there").permissions().mode();
+        assert_eq!(mode & 0o777, 0o600);
+        drop(listener);
+        assert!(!path.exists());
+    }
+
+    #[test]
+    fn a_socket_left_over_is_replaced_but_one_in_use_is_not() {
+        let dir = directory();
+        let path = dir.path().join("socket");
+        drop(UnixListener::bind(&path).expect("bound"));
+        assert!(path.exists());
+        let listener = Listener::unix(&path).expect("the stale socket is replaced");
+        let second = Listener::unix(&path).expect_err("in use");
+        assert!(second.to_string().contains("in use"), "{second}");
+        drop(listener);
+    }
+
+    #[test]
+    fn a_file_in_the_way_is_left_alone() {
+        let dir = directory();
+        let path = dir.path().join("notes");
+        fs::write(&path, "precious").expect("written");
+        Listener::unix(&path).expect_err("no socket");
+        assert_eq!(fs::read(&path).expect("still there"), b"precious");
+    }
+
+    #[test]
+    fn tcp_is_for_loopback_unless_the_caller_insists() {
+        let any = "0.0.0.0:0".parse().expect("an address");
+        let refused = Listener::tcp(any).expect_err("not loopback");
+        assert!(matches!(refused, Error::NotLoopback { .. }));
+        let loopback = "127.0.0.1:0".parse().expect("an address");
+        let listener = Listener::tcp(loopback).expect("listening");
+        assert!(
+            listener
+                .tcp_address()
+                .is_some_and(|address| address.port() != 0)
+        );
+    }
+}

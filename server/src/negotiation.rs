@@ -1,0 +1,401 @@
+//! The handshake: from the first byte to the transmission phase ("Fixed newstyle negotiation").
+//!
+//! The export named last stays open until another is named, so that what the client was told about
+//! it, the contexts it selected and what it gets in the end belong to the same export.
+
+use std::io::{BufReader, IoSlice, Read, Write};
+use std::sync::Arc;
+
+use crate::context::{BASE_ALLOCATION, Context};
+use crate::error::Error;
+use crate::export::{BlockSizes, Export, Features};
+use crate::exports::{Exports, OpenError};
+use crate::limits::{
+    CONTEXTS_MAX, INTAKE_BYTES, Limits, OPTION_BYTES_MAX, OPTION_SKIPPED_BYTES_MAX, OPTIONS_MAX,
+    PAYLOAD_BYTES_MAX, STRING_BYTES_MAX,
+};
+use crate::stream_io::{Patience, read_whole, skip, write_whole};
+use crate::transmission::Session;
+use crate::wire::handshake::{
+    ClientFlags, TransmissionFlags, encode_export_name_reply, encode_greeting,
+};
+use crate::wire::option::{ClientOption, ContextRequest, InfoRequest, OptionHeader};
+use crate::wire::option_reply::{INFO_BLOCK_SIZE, OptionError, OptionReply, ReplyBody};
+
+/// A connection on which nothing has been said yet: any pair of a reader and a writer.
+///
+/// The time limits work as far as the pair returns from blocking calls with
+/// [`WouldBlock`](std::io::ErrorKind::WouldBlock) or [`TimedOut`](std::io::ErrorKind::TimedOut)
+/// now and then, as sockets with timeouts do.
+#[derive(Debug)]
+pub struct Connection<R, W> {
+    reader: R,
+    writer: W,
+    limits: Limits,
+}
+
+impl<R: Read, W: Write> Connection<R, W> {
+    /// A connection with a client.
+    pub fn new(reader: R, writer: W, limits: Limits) -> Self {
+        Connection {
+            reader,
+            writer,
+            limits,
+        }
+    }
+
+    /// Negotiates until the client has chosen an export, or has left in good order (`None`).
+    pub fn negotiate(self, exports: &dyn Exports) -> Result<Option<Session<R, W>>, Error> {
+        let mut negotiation = Negotiation {
+            reader: BufReader::with_capacity(INTAKE_BYTES, self.reader),
+            writer: self.writer,
+            patience: Patience::with_handshake(self.limits.handshake),
+            exports,
+            opened: None,
+            structured: false,
+            contexts: None,
+        };
+        Ok(negotiation.run()?.map(|agreed| {
+            let Negotiation { reader, writer, .. } = negotiation;
+            Session::new(reader, writer, agreed, self.limits)
+        }))
+    }
+}
+
+/// What client and server agreed on for the transmission phase.
+pub(crate) struct Agreed {
+    pub(crate) name: String,
+    pub(crate) export: Arc<dyn Export>,
+    pub(crate) size_bytes: u64,
+    pub(crate) features: Features,
+    pub(crate) block_sizes: BlockSizes,
+    pub(crate) structured: bool,
+    /// A context's number is its place here.
+    pub(crate) contexts: Vec<SelectedContext>,
+}
+
+/// A context the client selected.
+pub(crate) enum SelectedContext {
+    Allocation,
+    Own(Box<dyn Context>),
+}
+
+struct Negotiation<'a, R, W> {
+    reader: BufReader<R>,
+    writer: W,
+    patience: Patience,
+    exports: &'a dyn Exports,
+    opened: Option<(String, Arc<dyn Export>)>,
+    structured: bool,
+    /// The export's name and what was selected of it.
+    contexts: Option<(String, Vec<SelectedContext>)>,
+}
+
+/// An error reply to one option.
+type Refusal = (OptionError, String);
+
+impl<R: Read, W: Write> Negotiation<'_, R, W> {
+    fn run(&mut self) -> Result<Option<Agreed>, Error> {
+        self.send(&encode_greeting())?;
+        let mut flags = [0; ClientFlags::BYTES];
+        self.receive(&mut flags)?;
+        let client = ClientFlags::decode(flags).map_err(Error::malformed("client flags"))?;
+
+        for _ in 0..OPTIONS_MAX {
+            let mut head = [0; OptionHeader::BYTES];
+            self.receive(&mut head)?;
+            let header = OptionHeader::decode(head).map_err(Error::malformed("option"))?;
+            let Some(data) = self.option_data(header)? else {
+                continue;
+            };
+            let option = match ClientOption::decode(header, &data) {
+                Ok(option) => option,
+                Err(error) if header.is_export_name() => {
+                    return Err(Error::malformed("export name")(error));
+                }
+                Err(error) => {
+                    self.refuse(header.option, (OptionError::Invalid, error.to_string()))?;
+                    continue;
+                }
+            };
+            if let ClientOption::ExportName(name) = option {
+                return self.export_name(name, client).map(Some);
+            }
+            if option == ClientOption::Abort {
+                // The client may have gone without waiting for the reply, which is as good.
+                let _ = self.reply(header.option, ReplyBody::Ack);
+                return Ok(None);
+            }
+            let go = matches!(option, ClientOption::Go(_));
+            match self.answer(header.option, option)? {
+                Err(refusal) => self.refuse(header.option, refusal)?,
+                Ok(()) => {
+                    self.reply(header.option, ReplyBody::Ack)?;
+                    if go && let Some((name, export)) = self.opened.take() {
+                        return Ok(Some(self.agree(name, export)));
+                    }
+                }
+            }
+        }
+        Err(Error::TooManyOptions)
+    }
+
+    /// The data of an option; `None` if it was too long and has been answered so.
+    fn option_data(&mut self, header: OptionHeader) -> Result<Option<Vec<u8>>, Error> {
+        let length = header.length as usize;
+        if length <= OPTION_BYTES_MAX {
+            let mut data = vec![0; length];
+            self.receive(&mut data)?;
+            return Ok(Some(data));
+        }
+        if header.length > OPTION_SKIPPED_BYTES_MAX || header.is_export_name() {
+            return Err(Error::OptionTooLong {
+                bytes: header.length,
+            });
+        }
+        let (reader, patience) = (&mut self.reader, &mut self.patience);
+        skip(reader, length as u64, "read an option", patience)?;
+        let refusal = (OptionError::TooBig, "option too long".to_owned());
+        self.refuse(header.option, refusal)?;
+        Ok(None)
+    }
+
+    /// Sends all replies to an option but the last.
+    fn answer(&mut self, number: u32, option: ClientOption) -> Result<Result<(), Refusal>, Error> {
+        match option {
+            ClientOption::List => self.list(number),
+            ClientOption::Info(request) | ClientOption::Go(request) => self.info(number, &request),
+            ClientOption::StructuredReply => {
+                self.structured = true;
+                Ok(Ok(()))
+            }
+            ClientOption::ListMetaContext(request) => self.list_contexts(number, &request),
+            ClientOption::SetMetaContext(request) => self.set_contexts(number, &request),
+            ClientOption::StartTls => Ok(Err(unsupported("this server does not offer TLS"))),
+            ClientOption::Unknown(_) | ClientOption::ExportName(_) | ClientOption::Abort => {
+                Ok(Err(unsupported("unknown option")))
+            }
+        }
+    }
+
+    fn list(&mut self, number: u32) -> Result<Result<(), Refusal>, Error> {
+        let listings = match self.exports.list() {
+            Ok(listings) => listings,
+            Err(error) => return Ok(Err((OptionError::Policy, error.to_string()))),
+        };
+        for listing in listings {
+            // A longer name could not be asked for.
+            if listing.name.len() <= STRING_BYTES_MAX {
+                let body = ReplyBody::Server {
+                    name: listing.name,
+                    description: bounded(listing.description),
+                };
+                self.reply(number, body)?;
+            }
+        }
+        Ok(Ok(()))
+    }
+
+    fn info(&mut self, number: u32, request: &InfoRequest) -> Result<Result<(), Refusal>, Error> {
+        let export = match self.open(&request.name) {
+            Ok(export) => export,
+            Err(refusal) => return Ok(Err(refusal)),
+        };
+        let flags = transmission_flags(export.features(), self.structured);
+        let size_bytes = export.size();
+        self.reply(number, ReplyBody::Export { size_bytes, flags })?;
+        self.reply(number, ReplyBody::Name(request.name.clone()))?;
+        if let Some(description) = export.description() {
+            self.reply(number, ReplyBody::Description(bounded(description)))?;
+        }
+        let sizes = export.block_sizes();
+        if request.items.contains(&INFO_BLOCK_SIZE) || sizes.minimum() > 1 {
+            let body = ReplyBody::BlockSize {
+                minimum: sizes.minimum(),
+                preferred: sizes.preferred(),
+                payload_max: PAYLOAD_BYTES_MAX,
+            };
+            self.reply(number, body)?;
+        }
+        Ok(Ok(()))
+    }
+
+    fn list_contexts(
+        &mut self,
+        number: u32,
+        request: &ContextRequest,
+    ) -> Result<Result<(), Refusal>, Error> {
+        let export = match self.open_for_contexts(request) {
+            Ok(export) => export,
+            Err(refusal) => return Ok(Err(refusal)),
+        };
+        let mut names = vec![BASE_ALLOCATION.to_owned()];
+        names.extend(export.contexts());
+        if !request.queries.is_empty() {
+            // "namespace:" asks for all of a namespace; any other query is a name.
+            names.retain(|name| request.queries.iter().any(|query| matches(query, name)));
+            for query in &request.queries {
+                if !names.contains(query) && export.context(query).is_some() {
+                    names.push(query.clone());
+                }
+            }
+        }
+        for name in names {
+            self.reply(number, ReplyBody::MetaContext { id: 0, name })?;
+        }
+        Ok(Ok(()))
+    }
+
+    fn set_contexts(
+        &mut self,
+        number: u32,
+        request: &ContextRequest,
+    ) -> Result<Result<(), Refusal>, Error> {
+        // Also a request that fails replaces what was selected before.
+        self.contexts = None;
+        let export = match self.open_for_contexts(request) {
+            Ok(export) => export,
+            Err(refusal) => return Ok(Err(refusal)),
+        };
+        let mut names: Vec<&String> = Vec::new();
+        let mut selected = Vec::new();
+        for query in &request.queries {
+            let context = if query == BASE_ALLOCATION {
+                SelectedContext::Allocation
+            } else if let Some(context) = export.context(query) {
+                SelectedContext::Own(context)
+            } else {
+                continue;
+            };
+            if names.contains(&query) {
+                continue;
+            }
+            if names.len() == CONTEXTS_MAX {
+                return Ok(Err((OptionError::TooBig, "too many contexts".to_owned())));
+            }
+            names.push(query);
+            selected.push(context);
+        }
+        for (id, name) in names.into_iter().enumerate() {
+            let body = ReplyBody::MetaContext {
+                id: id as u32,
+                name: name.clone(),
+            };
+            self.reply(number, body)?;
+        }
+        self.contexts = Some((request.name.clone(), selected));
+        Ok(Ok(()))
+    }
+
+    fn open_for_contexts(&mut self, request: &ContextRequest) -> Result<Arc<dyn Export>, Refusal> {
+        if !self.structured {
+            let message = "metadata contexts need structured replies".to_owned();
+            return Err((OptionError::Invalid, message));
+        }
+        self.open(&request.name)
+    }
+
+    fn open(&mut self, name: &str) -> Result<Arc<dyn Export>, Refusal> {
+        if let Some((opened, export)) = &self.opened
+            && opened == name
+        {
+            return Ok(export.clone());
+        }
+        // The one that was open is closed first: a registry may count what is open.
+        self.opened = None;
+        self.contexts = None;
+        let export = self.exports.open(name).map_err(|error| match error {
+            OpenError::Unavailable(message) => (OptionError::Unknown, message),
+            OpenError::Refused(message) => (OptionError::Policy, message),
+        })?;
+        self.opened = Some((name.to_owned(), export.clone()));
+        Ok(export)
+    }
+
+    fn export_name(&mut self, name: String, client: ClientFlags) -> Result<Agreed, Error> {
+        let export = self
+            .open(&name)
+            .map_err(|(_, reason)| Error::NoSuchExport { reason })?;
+        let agreed = self.agree(name, export);
+        let flags = transmission_flags(agreed.features, agreed.structured);
+        self.send(&encode_export_name_reply(agreed.size_bytes, flags, client))?;
+        Ok(agreed)
+    }
+
+    fn agree(&mut self, name: String, export: Arc<dyn Export>) -> Agreed {
+        let contexts = match self.contexts.take() {
+            Some((of, contexts)) if of == name => contexts,
+            _ => Vec::new(),
+        };
+        Agreed {
+            size_bytes: export.size(),
+            features: export.features(),
+            block_sizes: export.block_sizes(),
+            structured: self.structured,
+            name,
+            export,
+            contexts,
+        }
+    }
+
+    fn refuse(&mut self, option: u32, (code, message): Refusal) -> Result<(), Error> {
+        let message = bounded(message);
+        self.reply(option, ReplyBody::Error { code, message })
+    }
+
+    fn reply(&mut self, option: u32, body: ReplyBody) -> Result<(), Error> {
+        self.send(&OptionReply { option, body }.encode())
+    }
+
+    fn send(&mut self, bytes: &[u8]) -> Result<(), Error> {
+        let mut slices = [IoSlice::new(bytes)];
+        let patience = &mut self.patience;
+        write_whole(&mut self.writer, &mut slices, "answer an option", patience)
+    }
+
+    fn receive(&mut self, bytes: &mut [u8]) -> Result<(), Error> {
+        read_whole(
+            &mut self.reader,
+            bytes,
+            "read an option",
+            &mut self.patience,
+        )
+    }
+}
+
+/// What the client may use ("Transmission flags").
+fn transmission_flags(features: Features, structured: bool) -> TransmissionFlags {
+    use TransmissionFlags as Flag;
+    let mut flags = Flag::HAS_FLAGS | Flag::SEND_FLUSH | Flag::SEND_FUA;
+    let mut set = |wanted: bool, flag: u16| flags |= if wanted { flag } else { 0 };
+    set(!features.writable, Flag::READ_ONLY);
+    set(features.writable, Flag::SEND_WRITE_ZEROES);
+    set(features.writable, Flag::SEND_FAST_ZERO);
+    set(features.writable && features.trim, Flag::SEND_TRIM);
+    set(features.cache, Flag::SEND_CACHE);
+    set(features.multi_conn, Flag::CAN_MULTI_CONN);
+    set(features.rotational, Flag::ROTATIONAL);
+    set(structured, Flag::SEND_DF);
+    TransmissionFlags(flags)
+}
+
+fn unsupported(message: &str) -> Refusal {
+    (OptionError::Unsupported, message.to_owned())
+}
+
+/// Whether a query lists a context: by its name, or by its namespace and a colon.
+fn matches(query: &str, name: &str) -> bool {
+    query == name
+        || query.ends_with(':')
+            && query.find(':') == Some(query.len() - 1)
+            && name.starts_with(query)
+}
+
+/// Cuts a text for a human reader to the longest string of the protocol.
+fn bounded(mut text: String) -> String {
+    while text.len() > STRING_BYTES_MAX {
+        let end = (0..=STRING_BYTES_MAX).rfind(|&end| text.is_char_boundary(end));
+        text.truncate(end.unwrap_or(0));
+    }
+    text
+}
