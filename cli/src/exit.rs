@@ -87,7 +87,7 @@ impl Failure {
         Self {
             exit,
             code,
-            message: message(error),
+            message: message(error, code),
         }
     }
 }
@@ -117,7 +117,14 @@ fn classify(error: &(dyn std::error::Error + 'static)) -> Option<(Exit, &'static
     {
         return Some((Exit::Done, "closed"));
     }
-    let io = error.downcast_ref::<std::io::Error>()?;
+    if let Some(error) = error.downcast_ref::<libnbd::Error>() {
+        let errno = error.errno().map(std::io::Error::from_raw_os_error);
+        return errno.as_ref().and_then(system);
+    }
+    error.downcast_ref::<std::io::Error>().and_then(system)
+}
+
+fn system(io: &std::io::Error) -> Option<(Exit, &'static str)> {
     match io.kind() {
         std::io::ErrorKind::StorageFull | std::io::ErrorKind::QuotaExceeded => {
             Some((Exit::Failed, "no-space"))
@@ -130,6 +137,7 @@ fn classify(error: &(dyn std::error::Error + 'static)) -> Option<(Exit, &'static
 
 fn capture(error: &Capture) -> (Exit, &'static str) {
     match error {
+        Capture::Repo(error) if error.is_no_space() => (Exit::Failed, "no-space"),
         Capture::Repo(error) => engine(error).unwrap_or((Exit::Failed, "repository")),
         Capture::Cancelled => interrupted(),
         Capture::ForeignJob { .. } | Capture::DomainBusy { .. } => (Exit::Busy, error.code()),
@@ -164,30 +172,35 @@ fn engine(error: &Engine) -> Option<(Exit, &'static str)> {
     })
 }
 
-/// The causes in one line, from the outside in. Some errors repeat their cause: that is said once.
-fn message(error: &anyhow::Error) -> String {
+/// The causes in one line, from the outside in, and what to do next. Some errors repeat their cause:
+/// that is said once.
+fn message(error: &anyhow::Error, code: &str) -> String {
     let mut text = String::new();
     for cause in error.chain() {
         let cause = cause.to_string();
-        if text.ends_with(&cause) {
+        let cause = without_number(&cause);
+        if text.contains(cause) {
             continue;
         }
         if !text.is_empty() {
             text.push_str(": ");
         }
-        text.push_str(&cause);
+        text.push_str(cause);
     }
-    let no_space = error.chain().any(|cause| {
-        cause
-            .downcast_ref::<Engine>()
-            .is_some_and(Engine::is_no_space)
+    text.push_str(match code {
+        "no-space" => ". Free some space there, then run the command again",
+        "no-permission" => ". Run virtkeep as a user who may do that, such as root",
+        _ => "",
     });
-    if no_space {
-        text.push_str(
-            ". Free some space and run the command again: what was stored so far is found again",
-        );
-    }
     shown_lines(&text)
+}
+
+/// Cuts the number off that the standard library puts behind the system's own words.
+fn without_number(text: &str) -> &str {
+    match text.rsplit_once(" (os error ") {
+        Some((words, number)) if number.ends_with(')') => words,
+        _ => text,
+    }
 }
 
 #[cfg(test)]
@@ -220,6 +233,28 @@ mod tests {
         assert_eq!(Failure::of(&usage("no")).exit.code(), 2);
         assert_eq!(Exit::Signal(2).code(), 130);
         assert_eq!(Exit::Signal(15).code(), 143);
+    }
+
+    #[test]
+    fn a_full_disk_is_told_from_other_failures() {
+        let full = || std::io::Error::from_raw_os_error(28);
+        let engine = Engine::Io {
+            verb: "write",
+            path: "/repo/pack".into(),
+            offset: None,
+            source: full(),
+        };
+        for error in [
+            anyhow::Error::new(Engine::Source(full().into())),
+            anyhow::Error::new(Capture::Repo(engine)),
+        ] {
+            let failure = Failure::of(&error);
+            assert_eq!(failure.code, "no-space");
+            assert!(
+                failure.message.contains("No space left on device. Free"),
+                "{failure:?}"
+            );
+        }
     }
 
     #[test]

@@ -170,9 +170,9 @@ impl DiskSink for NbdSink {
 /// Why a write was not confirmed.
 #[derive(Debug, thiserror::Error)]
 enum Unconfirmed {
-    #[error(transparent)]
+    #[error("{0}")]
     Nbd(#[from] libnbd::Error),
-    #[error(transparent)]
+    #[error("{0}")]
     Cancelled(#[from] virtkeep_repo::Error),
 }
 
