@@ -184,3 +184,37 @@ fn a_reader_that_has_seen_enough_is_no_error() {
     drop(child.stdout.take());
     assert_eq!(child.wait().unwrap().code(), Some(0));
 }
+
+#[test]
+fn every_name_in_the_json_is_documented() {
+    let manual = include_str!("../../../doc/json.md");
+    let world = World::bare();
+    std::fs::write(world.path("a.raw"), disk(7)).unwrap();
+    for args in [
+        &["init"][..],
+        &["backup", "--image", "a.raw", "--name", "a"],
+        &["list"],
+        &["show", "a@latest"],
+        &["show", "a@latest", "--log"],
+        &["restore", "a@latest", "--to", "out"],
+        &["check", "--read-data"],
+        &["stats"],
+    ] {
+        let mut values = world.ok(&[args, &["--json"]].concat()).json();
+        assert!(!values.is_empty(), "{args:?}");
+        while let Some(value) = values.pop() {
+            match value {
+                serde_json::Value::Object(fields) => {
+                    for (name, value) in fields {
+                        let forms = [format!("\"{name}\""), format!("`{name}`")];
+                        let is_told = forms.iter().any(|form| manual.contains(form));
+                        assert!(is_told, "{args:?}: {name}");
+                        values.push(value);
+                    }
+                }
+                serde_json::Value::Array(items) => values.extend(items),
+                _ => {}
+            }
+        }
+    }
+}

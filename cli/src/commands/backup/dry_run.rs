@@ -53,8 +53,8 @@ pub(super) fn run(args: &Args, context: &Context) -> Result<Exit> {
     let repo = context.open_to_read()?;
     let host = context.host()?;
     let options = args.options();
-    let mut planned = 0;
-    let mut failures = 0;
+    let mut is_first = true;
+    let (mut possible, mut failures) = (0, 0);
     for (name, domain) in args.find_domains(&host) {
         let plan = domain.and_then(|domain| {
             let state = domain.state()?;
@@ -64,12 +64,15 @@ pub(super) fn run(args: &Args, context: &Context) -> Result<Exit> {
         match plan {
             Ok((plan, state)) => {
                 context.output.json(&line(&plan))?;
-                if planned > 0 {
+                if !is_first {
                     context.output.text("")?;
                 }
                 context.output.text(&text(&plan, state))?;
-                planned += 1;
-                failures += usize::from(plan.obstacle.is_some());
+                is_first = false;
+                match plan.obstacle {
+                    Some(_) => failures += 1,
+                    None => possible += 1,
+                }
             }
             Err(error) => {
                 let failure = Failure::of(&error);
@@ -79,9 +82,9 @@ pub(super) fn run(args: &Args, context: &Context) -> Result<Exit> {
             }
         }
     }
-    Ok(match failures {
-        0 => Exit::Done,
-        all if all >= planned => Exit::Failed,
+    Ok(match (possible, failures) {
+        (_, 0) => Exit::Done,
+        (0, _) => Exit::Failed,
         _ => Exit::Partly,
     })
 }
