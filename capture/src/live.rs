@@ -54,6 +54,8 @@ struct Running<'a> {
     all_disks: Vec<String>,
     was_running: bool,
     ended: bool,
+    /// QEMU or libvirt did not answer when the job was to end: nothing more is asked of them.
+    is_stuck: bool,
 }
 
 /// What starting the job gave.
@@ -138,7 +140,9 @@ pub(crate) fn backup(capture: &Capture<'_>) -> Result<Point> {
     // From here on nothing may fail: the point exists.
     let kept = running.checkpoint.take();
     running.end();
-    delete_checkpoints_but(capture, kept.as_deref(), &running.all_disks);
+    if !running.is_stuck {
+        delete_checkpoints_but(capture, kept.as_deref(), &running.all_disks);
+    }
     Ok(point)
 }
 
@@ -180,9 +184,15 @@ fn clear_dead_run(capture: &Capture<'_>, xml: &DomainXml) -> Result<()> {
         });
         resume_after_io_error(capture, true);
     }
+    remove_stale_files(capture, xml);
+    Ok(())
+}
+
+/// Removes sockets and scratch files of dead runs, there being no job of ours.
+pub(crate) fn remove_stale_files(capture: &Capture<'_>, xml: &DomainXml) {
     let dirs = places::socket_dirs(
         capture.host.uri(),
-        handle.id(),
+        capture.domain.handle.id(),
         capture.options.socket_dir.as_deref(),
     );
     let image_dirs = xml
@@ -195,11 +205,10 @@ fn clear_dead_run(capture: &Capture<'_>, xml: &DomainXml) -> Result<()> {
         .chain(dirs.iter().map(|dir| dir.dir.as_path()))
         .collect();
     for path in places::remove_stale_files(&dirs, &capture.names) {
-        journal.event(Event::Cleared {
+        capture.journal.event(Event::Cleared {
             what: path.display().to_string(),
         });
     }
-    Ok(())
 }
 
 /// A checkpoint whose metadata libvirt has lost (moved host, renamed domain) is defined again.
@@ -268,6 +277,7 @@ fn begin<'a>(
             all_disks: all_disks.clone(),
             was_running: state == RunState::Running,
             ended: false,
+            is_stuck: false,
         };
         let (job_xml, checkpoint_xml) = descriptions(plan, &running);
         let (begun, moment) = in_one_moment(capture, plan, || {
@@ -552,6 +562,7 @@ impl Running<'_> {
         }
         let capture = self.capture;
         if let Err(error) = job::end(&capture.domain.handle, &capture.names, &self.files) {
+            self.is_stuck = true;
             capture.journal.warn(format!(
                 "the backup job could not be ended, the next backup clears it: {error}"
             ));
@@ -574,6 +585,11 @@ impl Running<'_> {
             return;
         };
         let capture = self.capture;
+        if self.is_stuck {
+            let text = format!("checkpoint {name} stays until the next backup deletes it");
+            capture.journal.warn(text);
+            return;
+        }
         let all = self.all_disks.clone();
         let wanted = name.clone();
         let removed = job::bounded(&capture.domain.handle, move |handle| {

@@ -15,7 +15,7 @@ use crate::event::Event;
 use crate::file_source::FileSource;
 use crate::files;
 use crate::libvirt::RunState;
-use crate::live::{Capture, announce};
+use crate::live::{Capture, announce, remove_stale_files};
 use crate::nbd_source::{Export, NbdSource};
 use crate::plan;
 use crate::pull::{Opened, pull};
@@ -23,6 +23,7 @@ use crate::stop::{Stop, while_ticking};
 
 pub(crate) fn backup(capture: &Capture<'_>) -> Result<Point> {
     let xml = plan::read_xml(capture.host, capture.domain)?;
+    remove_stale_files(capture, &xml);
     let points = plan::points_of(capture.repo, capture.domain)?;
     let plan = plan::decide(
         capture.host,

@@ -4,6 +4,8 @@
 //! domains have no operating system and stand still (but for those of `guest`); writes go through QEMU's own block layer, so
 //! that dirty bitmaps see them.
 
+#![allow(clippy::unwrap_used, reason = "a test that cannot go on fails")]
+
 mod guest;
 mod live;
 mod rest;
