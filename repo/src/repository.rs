@@ -407,28 +407,28 @@ fn new_config(path: &Path, options: &InitOptions, env: &Env) -> Result<Config> {
 }
 
 fn read_config(path: &Path, storage: &dyn Storage) -> Result<Config> {
-    if !path.exists() {
-        return Err(Error::NoRepository {
-            path: path.to_owned(),
-        });
+    let none = |why: String| Error::NotARepository {
+        path: path.to_owned(),
+        why,
+    };
+    let directory = match fs::metadata(path) {
+        Err(error) if error.kind() == std::io::ErrorKind::NotFound => {
+            return Err(Error::NoRepository {
+                path: path.to_owned(),
+            });
+        }
+        found => found.map_err(Error::io("examine", path))?.is_dir(),
+    };
+    if !directory {
+        return Err(none("it is not a directory".to_owned()));
     }
     let text = storage
         .read_whole(&ObjectName::Config, CONFIG_BYTES_MAX)
-        .map_err(|error| {
-            let why = format!("it has no {CONFIG}");
-            match error {
-                Error::Missing { .. } => Error::NotARepository {
-                    path: path.to_owned(),
-                    why,
-                },
-                error => error,
-            }
+        .map_err(|error| match error {
+            Error::Missing { .. } => none(format!("it has no {CONFIG}")),
+            error => error,
         })?;
-    let why = format!("its {CONFIG} is not text");
-    let text = String::from_utf8(text).map_err(|_| Error::NotARepository {
-        path: path.to_owned(),
-        why,
-    })?;
+    let text = String::from_utf8(text).map_err(|_| none(format!("its {CONFIG} is not text")))?;
     Config::parse(&text, path)
 }
 

@@ -122,7 +122,7 @@ impl<'a> DiskJob<'a> {
         self.around.cancel.check()?;
         if let Some(error) = into_inner(self.failure) {
             // A poisoned intake knows the reason.
-            self.around.intake.check()?;
+            self.around.intake.failure()?;
             return Err(error);
         }
         source_result?;

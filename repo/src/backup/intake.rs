@@ -74,7 +74,7 @@ impl Intake {
 
     /// Stores the records that the repository does not hold; one answer per item.
     pub(super) fn put(&self, kind: RecordKind, items: &[(RawId, &[u8])]) -> Result<Vec<Stored>> {
-        self.shared.check()?;
+        self.shared.refuse_after_failure()?;
         let mut answers = vec![Stored::default(); items.len()];
         for index in self.unknown(items)? {
             let (id, raw) = items[index];
@@ -100,7 +100,7 @@ impl Intake {
     /// Stores a node or root record.
     fn put_encoded(&self, kind: RecordKind, id: RawId, raw: &[u8], fresh: bool) -> Result<Stored> {
         if fresh {
-            self.shared.check()?;
+            self.shared.refuse_after_failure()?;
             return self.put_unknown(kind, id, raw);
         }
         Ok(self.put(kind, &[(id, raw)])?[0])
@@ -114,12 +114,15 @@ impl Intake {
             }
         }
         self.wait_for_packs();
-        self.check()
+        self.failure()
     }
 
-    /// An error once something failed: the failure itself to whom asks first.
-    pub(super) fn check(&self) -> Result<()> {
-        self.shared.check()
+    /// An error once something failed: the failure itself to the disk that asks first, that an
+    /// earlier write failed to the others.
+    pub(super) fn failure(&self) -> Result<()> {
+        self.shared
+            .refuse_after_failure()
+            .map_err(|poisoned| lock(&self.shared.failure).take().unwrap_or(poisoned))
     }
 
     fn hand_over(&self, full: PackWriter) -> Result<()> {
@@ -251,23 +254,21 @@ impl Shared {
         Ok(())
     }
 
-    /// Remembers the first failure and passes the result on.
+    /// Remembers the first failure; whoever meets a failure is only told that there was one.
     fn note<T>(&self, result: Result<T>) -> Result<T> {
         result.map_err(|error| {
-            if self.failed.swap(true, Ordering::SeqCst) {
-                return error;
-            }
-            *lock(&self.failure) = Some(error);
+            lock(&self.failure).get_or_insert(error);
+            self.failed.store(true, Ordering::SeqCst);
             Error::Poisoned
         })
     }
 
-    /// The first failure to whom asks first, [`Error::Poisoned`] to all others.
-    fn check(&self) -> Result<()> {
+    fn refuse_after_failure(&self) -> Result<()> {
         if self.failed.load(Ordering::SeqCst) {
-            return Err(lock(&self.failure).take().unwrap_or(Error::Poisoned));
+            Err(Error::Poisoned)
+        } else {
+            Ok(())
         }
-        Ok(())
     }
 
     fn in_hand(&self) -> MutexGuard<'_, HashSet<RawId>> {
