@@ -17,7 +17,8 @@ mod when;
 
 use std::process::ExitCode;
 
-use clap::Parser;
+use clap::error::ErrorKind;
+use clap::{CommandFactory, Parser};
 use serde::Serialize;
 
 use crate::args::Cli;
@@ -28,6 +29,11 @@ use crate::output::Output;
 fn main() -> ExitCode {
     let cli = match Cli::try_parse() {
         Ok(cli) => cli,
+        // clap takes a repository named in the environment for something typed.
+        Err(error) if error.kind() == ErrorKind::MissingSubcommand => {
+            eprint!("{}", Cli::command().render_help());
+            return ExitCode::from(Exit::Usage.code());
+        }
         Err(error) => {
             // Help and version are no errors, and go to standard output.
             let _ = error.print();

@@ -153,3 +153,11 @@ fn a_target_directory_that_cannot_be_written_is_named() {
         );
     }
 }
+
+#[test]
+fn without_a_command_the_help_is_shown_but_no_hidden_command() {
+    let ran = World::bare().run(&[]);
+    assert_eq!(ran.code, 2);
+    assert!(ran.stderr.contains("Examples:"), "{ran:#?}");
+    assert!(!ran.stderr.contains("thaw-guard"), "{ran:#?}");
+}
