@@ -1,0 +1,489 @@
+//! What the protocol document asks for and no tool asks about.
+
+mod common;
+
+use std::io::Write;
+use std::sync::mpsc::{Receiver, Sender, channel};
+use std::sync::{Arc, Mutex};
+use std::time::Duration;
+
+use common::{MIB, Served, contexts, info, pattern};
+use nbd_server::wire::option::ClientOption;
+use nbd_server::wire::option_reply::{OptionError, ReplyBody};
+use nbd_server::wire::reply::{ErrorCode, ReplyHead};
+use nbd_server::wire::request::{Command, CommandFlags};
+use nbd_server::{
+    BlockSizes, Export, ExportError, ExportMap, Exports, Features, Limits, Listing, MemoryDisk,
+    OpenError,
+};
+
+fn disk() -> MemoryDisk {
+    let disk = MemoryDisk::new(40 * MIB);
+    disk.write(0, &pattern(MIB as usize)).expect("written");
+    disk
+}
+
+fn simple(error: Option<ErrorCode>) -> ReplyHead {
+    ReplyHead::Simple { error }
+}
+
+/// A disk whose reads at offset 0 wait for leave, and fail beyond 1 MiB.
+struct Gate {
+    entered: Mutex<Sender<()>>,
+    leave: Mutex<Receiver<()>>,
+}
+
+impl Gate {
+    fn new() -> (Gate, Receiver<()>, Sender<()>) {
+        let (entered, has_entered) = channel();
+        let (open, leave) = channel();
+        let gate = Gate {
+            entered: Mutex::new(entered),
+            leave: Mutex::new(leave),
+        };
+        (gate, has_entered, open)
+    }
+}
+
+impl Export for Gate {
+    fn size(&self) -> u64 {
+        8 * MIB
+    }
+
+    fn read(&self, offset: u64, buffer: &mut [u8]) -> Result<(), ExportError> {
+        if offset == 0 {
+            self.entered
+                .lock()
+                .expect("unpoisoned")
+                .send(())
+                .expect("a test");
+            self.leave
+                .lock()
+                .expect("unpoisoned")
+                .recv()
+                .expect("a test");
+        }
+        if offset + buffer.len() as u64 > MIB + MIB / 2 {
+            return Err(ExportError::new(ErrorCode::Io, "the disk ends in smoke"));
+        }
+        buffer.fill(7);
+        Ok(())
+    }
+}
+
+#[test]
+fn a_fast_request_overtakes_a_slow_one_of_the_same_connection() {
+    let (gate, has_entered, open) = Gate::new();
+    let served = Served::one(gate);
+    let mut client = served.session();
+    client.send(Command::Read, 1, 0, 512);
+    has_entered
+        .recv()
+        .expect("the first request is being carried out");
+    for cookie in 2..30 {
+        client.send(Command::Read, cookie, 4096, 512);
+        assert_eq!(client.reply().1, cookie);
+    }
+    open.send(()).expect("the first request waits");
+    assert_eq!(client.reply().1, 1);
+}
+
+#[test]
+fn stopping_finishes_the_requests_in_flight_and_then_closes() {
+    let (gate, has_entered, open) = Gate::new();
+    let mut served = Served::one(gate);
+    let mut client = served.session();
+    let mut idle = served.session();
+    let mut negotiating = served.client();
+    client.send(Command::Read, 1, 0, 512);
+    has_entered
+        .recv()
+        .expect("the request is being carried out");
+    let running = served.running.take().expect("running");
+    let stop = std::thread::spawn(move || running.stop(Duration::from_secs(60)));
+    assert!(idle.is_closed());
+    assert!(negotiating.is_closed());
+    assert!(!stop.is_finished(), "it waits for the request");
+    open.send(()).expect("the request waits");
+    let (head, cookie, content) = client.reply();
+    assert!(matches!(head, ReplyHead::Data { done: true, .. }));
+    assert_eq!((cookie, content), (1, vec![7; 512]));
+    assert!(client.is_closed());
+    stop.join()
+        .expect("no panic")
+        .expect("all connections ended");
+    assert!(!served.socket().exists(), "the socket is gone");
+}
+
+#[test]
+fn a_stop_that_runs_out_of_time_says_who_is_left() {
+    let (gate, has_entered, open) = Gate::new();
+    let mut served = Served::one(gate);
+    let mut client = served.session();
+    client.send(Command::Read, 1, 0, 512);
+    has_entered
+        .recv()
+        .expect("the request is being carried out");
+    let running = served.running.take().expect("running");
+    let left = running.stop(Duration::ZERO).expect_err("one is left");
+    assert_eq!(left.connections, 1);
+    open.send(()).expect("the request waits");
+    assert!(client.is_closed());
+}
+
+#[test]
+fn an_old_client_without_structured_replies_is_served() {
+    let served = Served::one(disk());
+    let mut client = served.client();
+    let option = ClientOption::ExportName("disk".to_owned());
+    client.stream.write_all(&option.encode()).expect("sent");
+    let reply = client.bytes(10);
+    assert_eq!(reply[..8], (40 * MIB).to_be_bytes());
+    // Data, data with a hole behind it, a hole, and more than the server holds at once.
+    for (offset, length) in [(5, 3), (MIB - 5, 10), (3 * MIB, 9), (0, 32 << 20)] {
+        client.send(Command::Read, 9, offset, length);
+        assert_eq!(client.bytes(16)[..8], *b"\x67\x44\x66\x98\0\0\0\0");
+        let mut expected = vec![0; length as usize];
+        disk().read(offset, &mut expected).expect("read");
+        assert!(
+            client.bytes(length as usize) == expected,
+            "{offset} {length}"
+        );
+    }
+    client.send(Command::Read, 9, 40 * MIB - 1, 2);
+    assert_eq!(client.reply().0, simple(Some(ErrorCode::Invalid)));
+    client.send(Command::Read, 9, 0, (32 << 20) + 1);
+    assert_eq!(client.reply().0, simple(Some(ErrorCode::Invalid)));
+    client.send(Command::BlockStatus, 9, 0, 512);
+    assert_eq!(client.reply().0, simple(Some(ErrorCode::Invalid)));
+    client.send_with(Command::Read, CommandFlags::DF, 9, 0, 512);
+    assert_eq!(client.reply().0, simple(Some(ErrorCode::Invalid)));
+    client.send(Command::Disconnect, 0, 0, 0);
+    assert!(client.is_closed());
+}
+
+#[test]
+fn a_hole_is_sent_as_a_hole_and_with_df_as_zeroes() {
+    let served = Served::one(disk());
+    let mut client = served.session();
+    client.send(Command::Read, 1, MIB - 4096, 3 * 4096);
+    let data = ReplyHead::Data {
+        offset: MIB - 4096,
+        length: 4096,
+        done: false,
+    };
+    let hole = ReplyHead::Hole {
+        offset: MIB,
+        length: 8192,
+        done: true,
+    };
+    assert_eq!(client.reply().0, data);
+    assert_eq!(client.reply().0, hole);
+    client.send_with(Command::Read, CommandFlags::DF, 2, MIB - 4096, 2 << 20);
+    let (head, _, content) = client.reply();
+    let whole = ReplyHead::Data {
+        offset: MIB - 4096,
+        length: 2 << 20,
+        done: false,
+    };
+    assert_eq!(head, whole);
+    assert_eq!(
+        content[..4096],
+        pattern(MIB as usize)[(MIB - 4096) as usize..]
+    );
+    assert!(content[4096..].iter().all(|&byte| byte == 0));
+    assert_eq!(client.reply().0, ReplyHead::None);
+}
+
+#[test]
+fn a_read_that_fails_late_is_an_error_and_not_data() {
+    let (gate, _entered, _open) = Gate::new();
+    let served = Served::one(gate);
+    let mut client = served.session();
+    let length = 2 << 20;
+    let error = ReplyHead::Error {
+        code: ErrorCode::Io,
+        message: 22,
+    };
+
+    client.send(Command::Read, 1, 4096, length);
+    let mut last = client.reply();
+    while matches!(last.0, ReplyHead::Data { done: false, .. }) {
+        last = client.reply();
+    }
+    assert_eq!(last, (error.clone(), 1, b"the disk ends in smoke".to_vec()));
+
+    client.send_with(Command::Read, CommandFlags::DF, 2, 4096, length);
+    let (head, _, content) = client.reply();
+    assert!(matches!(head, ReplyHead::Data { done: false, .. }));
+    assert_eq!(content.last(), Some(&0), "padding");
+    assert_eq!(client.reply().0, error);
+
+    // Without structured replies there is no way to tell but to leave.
+    let mut client = served.client();
+    client.go("disk");
+    client.send(Command::Read, 3, 4096, length);
+    client.bytes(16 + 4096);
+    while !client.is_closed() {}
+}
+
+#[test]
+fn writes_of_all_lengths_arrive_and_are_flushed_where_asked() {
+    struct Counting {
+        disk: MemoryDisk,
+        flushes: Mutex<u32>,
+    }
+    impl Export for Counting {
+        fn size(&self) -> u64 {
+            self.disk.size()
+        }
+        fn features(&self) -> Features {
+            self.disk.features()
+        }
+        fn read(&self, offset: u64, buffer: &mut [u8]) -> Result<(), ExportError> {
+            self.disk.read(offset, buffer)
+        }
+        fn write(&self, offset: u64, data: &[u8]) -> Result<(), ExportError> {
+            self.disk.write(offset, data)
+        }
+        fn flush(&self) -> Result<(), ExportError> {
+            *self.flushes.lock().expect("unpoisoned") += 1;
+            Ok(())
+        }
+    }
+    let disk = Arc::new(Counting {
+        disk: MemoryDisk::new(40 * MIB),
+        flushes: Mutex::new(0),
+    });
+    let served = Served::start(
+        ExportMap::new().with("disk", disk.clone()),
+        Limits::default(),
+    );
+    let mut client = served.session();
+    for (length, flags, flushes) in [(1, 0, 0), (4097, 1, 1), (3 << 20, 0, 1), (32 << 20, 1, 2)] {
+        let data = pattern(length);
+        client.send_with(Command::Write, flags, 1, 3, length as u32);
+        client.stream.write_all(&data).expect("data sent");
+        assert_eq!(client.reply().0, simple(None));
+        let mut found = vec![0; length];
+        disk.read(3, &mut found).expect("read");
+        assert!(found == data);
+        assert_eq!(*disk.flushes.lock().expect("unpoisoned"), flushes);
+    }
+    client.send(Command::Flush, 2, 0, 0);
+    assert_eq!(client.reply().0, simple(None));
+    assert_eq!(*disk.flushes.lock().expect("unpoisoned"), 3);
+}
+
+#[test]
+fn requests_that_are_wrong_get_the_errors_of_the_document_and_the_client_stays() {
+    use Command::*;
+    struct Sectors(Features);
+    impl Export for Sectors {
+        fn size(&self) -> u64 {
+            MIB
+        }
+        fn features(&self) -> Features {
+            self.0
+        }
+        fn block_sizes(&self) -> BlockSizes {
+            BlockSizes::new(512, 4096).expect("sizes")
+        }
+        fn read(&self, _: u64, _: &mut [u8]) -> Result<(), ExportError> {
+            Ok(())
+        }
+        fn write(&self, _: u64, _: &[u8]) -> Result<(), ExportError> {
+            Ok(())
+        }
+    }
+    let writable = Features {
+        writable: true,
+        ..Features::default()
+    };
+    let cases = [
+        (Read, 0, 1, 512, ErrorCode::Invalid),
+        (Read, 0, 0, 5, ErrorCode::Invalid),
+        (Read, 0, MIB, 512, ErrorCode::Invalid),
+        (Read, 0, u64::MAX - 511, 512, ErrorCode::Invalid),
+        (Read, 0, 0, (32 << 20) + 512, ErrorCode::Overflow),
+        (Read, CommandFlags::NO_HOLE, 0, 512, ErrorCode::Invalid),
+        (Read, 1 << 12, 0, 512, ErrorCode::Invalid),
+        (Write, 0, MIB, 512, ErrorCode::NoSpace),
+        (Write, CommandFlags::DF, 0, 512, ErrorCode::Invalid),
+        (WriteZeroes, 0, MIB - 512, 1024, ErrorCode::NoSpace),
+        (
+            WriteZeroes,
+            CommandFlags::FAST_ZERO,
+            0,
+            512,
+            ErrorCode::NotSupported,
+        ),
+        (Trim, 0, 0, 512, ErrorCode::Invalid),
+        (BlockStatus, 0, 0, 512, ErrorCode::Invalid),
+        (Unknown(77), 0, 0, 0, ErrorCode::Invalid),
+    ];
+    let exports = ExportMap::new()
+        .with("disk", Arc::new(Sectors(writable)))
+        .with("read-only", Arc::new(Sectors(Features::default())));
+    let served = Served::start(exports, Limits::default());
+    let mut client = served.session();
+    for (command, flags, offset, length, code) in cases {
+        client.send_with(command, flags, 1, offset, length);
+        if command == Write {
+            client
+                .stream
+                .write_all(&vec![0; length as usize])
+                .expect("sent");
+        }
+        let (head, ..) = client.reply();
+        assert!(
+            matches!(head, ReplyHead::Error { code: found, .. } if found == code),
+            "{command:?} {offset} {length}: {head:?}"
+        );
+    }
+    client.assert_served_sector();
+
+    let mut client = served.client();
+    client.go("read-only");
+    for command in [Write, WriteZeroes, Trim] {
+        client.send(command, 1, 0, 512);
+        if command == Write {
+            client.stream.write_all(&[0; 512]).expect("sent");
+        }
+        assert_eq!(client.reply().0, simple(Some(ErrorCode::NotPermitted)));
+    }
+}
+
+impl common::Client {
+    fn assert_served_sector(&mut self) {
+        self.send(Command::Read, 5, 0, 512);
+        assert!(matches!(self.reply().0, ReplyHead::Data { done: true, .. }));
+    }
+}
+
+#[test]
+fn options_that_are_wrong_get_error_replies_and_the_client_may_go_on() {
+    let served = Served::one(disk());
+    let mut client = served.client();
+    let mut refused = |option: &[u8], expected: OptionError| {
+        let replies = client.raw_option(option);
+        let [ReplyBody::Error { code, .. }] = replies[..] else {
+            panic!("{option:?}: {replies:?}");
+        };
+        assert_eq!(code, expected, "{option:?}");
+    };
+    let set = ClientOption::SetMetaContext(contexts("disk", &["base:allocation"]));
+    refused(&ClientOption::StartTls.encode(), OptionError::Unsupported);
+    refused(&ClientOption::Unknown(4).encode(), OptionError::Unsupported);
+    refused(
+        &ClientOption::Go(info("nope")).encode(),
+        OptionError::Unknown,
+    );
+    refused(&ClientOption::Info(info("")).encode(), OptionError::Unknown);
+    refused(&set.encode(), OptionError::Invalid);
+    refused(b"IHAVEOPT\0\0\0\x03\0\0\0\x01x", OptionError::Invalid);
+    refused(
+        b"IHAVEOPT\0\0\0\x07\0\0\0\x06\xff\xff\xff\xff\0\0",
+        OptionError::Invalid,
+    );
+    let mut long = b"IHAVEOPT\0\0\0\x07\0\x02\0\0".to_vec();
+    long.resize(16 + (2 << 16), 0);
+    refused(&long, OptionError::TooBig);
+    client.go("disk");
+}
+
+#[test]
+fn block_status_answers_every_selected_context_and_one_extent_where_asked() {
+    let served = Served::one(disk());
+    let mut client = served.client();
+    client.accepted(&ClientOption::StructuredReply);
+    let wanted = contexts("disk", &["base:allocation", "x-none:such", "base:"]);
+    let selected = client.accepted(&ClientOption::SetMetaContext(wanted));
+    assert_eq!(selected.len(), 1);
+    client.go("disk");
+    client.send(Command::BlockStatus, 1, MIB - 512, 4096);
+    let (head, _, extents) = client.reply();
+    assert!(matches!(
+        head,
+        ReplyHead::BlockStatus {
+            done: true,
+            extents: 2,
+            ..
+        }
+    ));
+    assert_eq!(extents, [0, 0, 2, 0, 0, 0, 0, 0, 0, 0, 14, 0, 0, 0, 0, 3]);
+    client.send_with(
+        Command::BlockStatus,
+        CommandFlags::REQ_ONE,
+        1,
+        MIB - 512,
+        4096,
+    );
+    assert_eq!(client.reply().2, [0, 0, 2, 0, 0, 0, 0, 0]);
+}
+
+#[test]
+fn contexts_of_another_export_do_not_carry_over() {
+    let exports = ExportMap::new()
+        .with("disk", Arc::new(disk()))
+        .with("other", Arc::new(disk()));
+    let served = Served::start(exports, Limits::default());
+    let mut client = served.client();
+    client.accepted(&ClientOption::StructuredReply);
+    let wanted = contexts("other", &["base:allocation"]);
+    client.accepted(&ClientOption::SetMetaContext(wanted));
+    client.go("disk");
+    client.send(Command::BlockStatus, 1, 0, 4096);
+    let (head, ..) = client.reply();
+    assert!(matches!(
+        head,
+        ReplyHead::Error {
+            code: ErrorCode::Invalid,
+            ..
+        }
+    ));
+}
+
+#[test]
+fn one_handshake_sees_one_export_even_if_the_name_moves_on() {
+    /// Each opening gives a bigger disk.
+    struct Growing(Mutex<u64>);
+    impl Exports for Growing {
+        fn list(&self) -> Result<Vec<Listing>, ExportError> {
+            Ok(Vec::new())
+        }
+        fn open(&self, _: &str) -> Result<Arc<dyn Export>, OpenError> {
+            let mut size = self.0.lock().expect("unpoisoned");
+            *size += MIB;
+            Ok(Arc::new(MemoryDisk::new(*size)))
+        }
+    }
+    let served = Served::start(Growing(Mutex::new(0)), Limits::default());
+    let mut client = served.client();
+    let first = client.accepted(&ClientOption::Info(info("latest")));
+    assert_eq!(client.go("latest"), first);
+    assert_ne!(served.client().go("latest"), first);
+}
+
+#[test]
+fn an_export_that_panics_loses_its_client_and_nobody_else() {
+    struct Panics(MemoryDisk);
+    impl Export for Panics {
+        fn size(&self) -> u64 {
+            self.0.size()
+        }
+        fn read(&self, offset: u64, buffer: &mut [u8]) -> Result<(), ExportError> {
+            assert!(offset < 4096, "on purpose");
+            self.0.read(offset, buffer)
+        }
+    }
+    let mut served = Served::one(Panics(disk()));
+    let (mut unlucky, mut other) = (served.session(), served.session());
+    unlucky.send(Command::Read, 1, 4096, 512);
+    assert!(unlucky.is_closed());
+    other.assert_served();
+    let running = served.running.take().expect("running");
+    running
+        .stop(Duration::from_secs(60))
+        .expect("no thread is left");
+}
