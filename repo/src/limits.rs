@@ -34,6 +34,10 @@ pub(crate) const CHUNKS_CACHED_MAX: usize = 64;
 /// Extents in one answer.
 pub(crate) const EXTENTS_PER_CALL_MAX: usize = 4096;
 
+/// Chunks looked at for one answer about extents, so that asking again and again for the next piece
+/// of a full disk costs the disk once, not its square.
+pub(crate) const EXTENTS_CHUNKS_MAX: usize = COPY_WINDOW_CHUNKS_MAX;
+
 /// Chunks whose places are looked up and sorted at once while a disk is restored: the larger, the
 /// fewer seeks in a scattered point.
 pub(crate) const COPY_WINDOW_CHUNKS_MAX: usize = 16 << 10;

@@ -7,7 +7,7 @@ use std::sync::Arc;
 use crate::cache::Cache;
 use crate::format::node::Root;
 use crate::lease::ReaderLease;
-use crate::limits::{CHUNKS_CACHED_MAX, EXTENTS_PER_CALL_MAX};
+use crate::limits::{CHUNKS_CACHED_MAX, EXTENTS_CHUNKS_MAX, EXTENTS_PER_CALL_MAX};
 use crate::manifest::{NodeSource, Shape, Tree, chunk};
 use crate::store::Store;
 use crate::{
@@ -88,7 +88,10 @@ impl DiskReader {
         let mut tree = self.tree();
         let mut extents: Vec<Extent> = Vec::new();
         let mut at = from.0;
-        while at < until.0 && extents.len() < EXTENTS_PER_CALL_MAX {
+        for _ in 0..EXTENTS_CHUNKS_MAX {
+            if at >= until.0 || extents.len() >= EXTENTS_PER_CALL_MAX {
+                break;
+            }
             let leaf_index = at / shape.leaf_bytes();
             let span = tree.next_span(leaf_index)?;
             let (state, end) = match span.leaf {
