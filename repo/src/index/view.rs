@@ -7,7 +7,14 @@ use redb::{ReadOnlyTable, ReadTransaction, ReadableTable, ReadableTableMetadata}
 
 use super::fault::Fault;
 use super::tables::*;
+use crate::format::geometry::CHUNK_BYTES_MAX;
+use crate::format::pack::PACK_BYTES_MAX;
+use crate::format::record::HEADER_BYTES_MAX;
 use crate::{PackId, PackKind, PointId, RawId};
+
+/// No record of any repository is longer: a place that says so is damage, found before anything is
+/// allocated for it. Blobs are shorter than the largest chunks.
+const RECORD_BYTES_MAX: u64 = HEADER_BYTES_MAX as u64 + CHUNK_BYTES_MAX as u64;
 
 /// Where a record is.
 #[derive(Clone, Copy, PartialEq, Eq, Debug)]
@@ -76,6 +83,10 @@ impl View {
                     return Ok(None);
                 };
                 let (number, offset, len) = entry.value();
+                let end = u64::from(offset) + u64::from(len);
+                if end > PACK_BYTES_MAX || u64::from(len) > RECORD_BYTES_MAX {
+                    return Err(Fault::Damaged("a record's place is in no pack"));
+                }
                 let pack = self.row(&packs, number)?;
                 Ok(pack.map(|pack| Location {
                     pack: pack.id,
