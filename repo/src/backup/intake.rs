@@ -192,8 +192,10 @@ impl Intake {
 impl Drop for Intake {
     /// The lease must outlive the last pack.
     fn drop(&mut self) {
-        if !thread::panicking() {
-            self.wait_for_packs();
+        self.finishing = None;
+        let finished = self.finisher.take().map(thread::JoinHandle::join);
+        if let (Some(Err(panic)), false) = (finished, thread::panicking()) {
+            std::panic::resume_unwind(panic);
         }
     }
 }
