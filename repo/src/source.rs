@@ -5,6 +5,9 @@
 //! of NBD or libvirt. The rule for every implementation: *fail toward copying more*. What is not
 //! known to be zero or unchanged is data.
 
+use std::sync::Arc;
+use std::sync::atomic::{AtomicBool, Ordering};
+
 use crate::budget::Permit;
 use crate::{ByteLen, DiskOffset};
 
@@ -40,15 +43,51 @@ impl Extent {
 /// One read the engine wants done: fill `buffer` with the bytes at `offset`.
 ///
 /// The offset is a multiple of the chunk size; the buffer ends at a chunk boundary or at the end of
-/// the disk. A request that is dropped without [`ReadQueue::complete`] fails the backup of the disk.
+/// the disk. A request that is dropped without [`ReadQueue::complete`] fails the backup of the disk:
+/// the queue then answers [`Next::Done`] to everybody.
 #[derive(Debug)]
 pub struct ReadRequest {
     /// Where to read.
     pub offset: DiskOffset,
     /// Where to put the bytes; its length is the length of the read.
     pub buffer: Vec<u8>,
+    pub(crate) ticket: Ticket,
+}
+
+/// What a read costs while it is in flight, and who has to know when it is given up.
+#[derive(Debug)]
+pub(crate) struct Ticket {
+    len: usize,
+    completed: bool,
+    abandoned: Arc<AtomicBool>,
     /// Lets go of the memory's share of the budget.
-    pub(crate) _permit: Permit,
+    _permit: Permit,
+}
+
+impl Ticket {
+    /// For a read of `len` bytes; sets `abandoned` should it be dropped before it is completed.
+    pub(crate) fn new(len: usize, abandoned: &Arc<AtomicBool>, permit: Permit) -> Self {
+        Self {
+            len,
+            completed: false,
+            abandoned: Arc::clone(abandoned),
+            _permit: permit,
+        }
+    }
+
+    /// The read came back; false when it has not the length that was asked for.
+    pub(crate) fn complete(&mut self, len: usize) -> bool {
+        self.completed = len == self.len;
+        self.completed
+    }
+}
+
+impl Drop for Ticket {
+    fn drop(&mut self) {
+        if !self.completed {
+            self.abandoned.store(true, Ordering::SeqCst);
+        }
+    }
 }
 
 /// The answer of [`ReadQueue::next`].

@@ -18,6 +18,7 @@ use crate::format::node::Node;
 use crate::ids::ContentId;
 use crate::limits::{LEAVES_OPEN_MAX, SOURCE_READ_BYTES_MAX};
 use crate::manifest::{Shape, Stored, TreeBuilder, chunk};
+use crate::source::Ticket;
 use crate::store::Store;
 use crate::sync::{into_inner, lock};
 use crate::{
@@ -45,7 +46,7 @@ pub(super) struct DiskJob<'a> {
     shape: Shape,
     plan: Mutex<Plan<'a>>,
     assembly: Mutex<Assembly<'a>>,
-    failed: AtomicBool,
+    failed: Arc<AtomicBool>,
     failure: Mutex<Option<Error>>,
     counters: Counters,
 }
@@ -111,7 +112,7 @@ impl<'a> DiskJob<'a> {
                 complete: false,
             }),
             assembly: Mutex::new(assembly),
-            failed: AtomicBool::new(false),
+            failed: Arc::default(),
             failure: Mutex::new(None),
             counters: Counters::default(),
         }
@@ -384,7 +385,7 @@ impl ReadQueue for DiskQueue<'_, '_, '_> {
                 Next::Read(ReadRequest {
                     offset: DiskOffset(offset),
                     buffer: vec![0; len],
-                    _permit: permit,
+                    ticket: Ticket::new(len, &job.failed, permit),
                 })
             }
             Ok(None) => Next::Done,
@@ -395,8 +396,12 @@ impl ReadQueue for DiskQueue<'_, '_, '_> {
         }
     }
 
-    fn complete(&self, request: ReadRequest) {
+    fn complete(&self, mut request: ReadRequest) {
         let job = self.job;
+        if !request.ticket.complete(request.buffer.len()) {
+            job.fail(Error::Source("a read came back in another length".into()));
+            return;
+        }
         self.scope.spawn(move |_| {
             if !job.stopped()
                 && let Err(error) = job.digest(&request)
