@@ -320,20 +320,21 @@ impl Repository {
     /// the next backup.
     fn clear_up(&self) -> Result<()> {
         let seen = self.leases.list()?;
-        let dead: HashSet<LeaseId> = seen
-            .iter()
-            .filter(|lease| !lease.alive)
-            .map(|lease| lease.id)
-            .collect();
-        if dead.is_empty() {
+        if seen.iter().all(|lease| lease.alive) {
             return Ok(());
         }
+        // Not the dead: one that dies from here on is swept, too.
+        let alive: HashSet<LeaseId> = seen
+            .iter()
+            .filter(|lease| lease.alive)
+            .map(|lease| lease.id)
+            .collect();
         let locks = self.path.join("locks");
         let _alone = match MaintenanceLock::take(&locks, "virtkeep backup") {
             Err(Error::Busy { .. }) => return Ok(()),
             alone => alone?,
         };
-        adopt_packs(&self.store, &dead)?;
+        adopt_packs(&self.store, &alive)?;
         self.store.storage.remove_debris()?;
         self.leases.sweep()
     }
@@ -347,7 +348,8 @@ impl Repository {
         };
         let point = format::point::decode(&record, id, &self.store.keys)?;
         if !self.read_only {
-            self.store.index.put_point(id, &record)?;
+            // A cache: that it cannot be written is no reason to hide a point.
+            self.store.index.put_point(id, &record).ok();
         }
         Ok(Some(point))
     }

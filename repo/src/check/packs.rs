@@ -9,7 +9,7 @@ use rayon::prelude::*;
 use super::{CheckOptions, CheckProgress, CheckReport, Health};
 use crate::format::pack::{FinishedPack, read_table, verify_pack};
 use crate::format::walk::{Found, walk};
-use crate::index::{Location, PackRow};
+use crate::index::{Location, PackRow, PackState};
 use crate::storage::{Folder, ObjectName};
 use crate::store::Store;
 use crate::sync::into_inner;
@@ -115,6 +115,8 @@ impl Findings {
                 self.damaged(reason(&error), id, good_records(store, id)?);
                 return Ok(bytes);
             }
+            // A kill while a pack entered the index is no damage: the next backup completes it.
+            table if row.state == PackState::Entering => drop(table?),
             table => self.compare_with_index(store, &table?)?,
         }
         // The checksum of the whole pack proves the bytes; records are verified one by one as well,
