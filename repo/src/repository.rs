@@ -2,6 +2,7 @@
 
 use std::collections::{HashMap, HashSet};
 use std::fs;
+use std::os::unix::fs::DirBuilderExt;
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
 
@@ -105,9 +106,15 @@ impl Repository {
             });
         }
         refuse_foreign_content(path)?;
+        refuse_old_content(&LocalStorage::new(path), path)?;
         for folder in FOLDERS {
             let folder = path.join(folder);
-            fs::create_dir_all(&folder).map_err(Error::io("create", &folder))?;
+            // What the guests hold, and the id key, are for the owner alone.
+            fs::DirBuilder::new()
+                .recursive(true)
+                .mode(0o700)
+                .create(&folder)
+                .map_err(Error::io("create", &folder))?;
         }
         if !options.unsafe_network_fs {
             file_system::refuse_network(path)?;
@@ -450,10 +457,28 @@ fn refuse_foreign_content(path: &Path) -> Result<()> {
     for entry in entries {
         let name = entry.map_err(Error::io("list", path))?.file_name();
         let ours = FOLDERS.iter().any(|folder| name == *folder)
-            || name.to_string_lossy().starts_with(INDEX);
+            || name.to_string_lossy().starts_with(INDEX)
+            || name.to_string_lossy() == format!("{CONFIG}.tmp");
         if !ours {
             let name = name.to_string_lossy();
             let why = format!("it is not empty (it holds {name:?}): choose a new directory");
+            return Err(Error::AlreadyExists {
+                path: path.to_owned(),
+                why,
+            });
+        }
+    }
+    Ok(())
+}
+
+/// A repository that has lost its settings can be saved with a copy of them, but not once it was
+/// given new ones.
+fn refuse_old_content(storage: &dyn Storage, path: &Path) -> Result<()> {
+    for folder in [Folder::Packs, Folder::Points] {
+        if !storage.list(folder)?.is_empty() {
+            let why = format!(
+                "it holds packs or points of a repository that has lost its {CONFIG}: put a copy of that file back"
+            );
             return Err(Error::AlreadyExists {
                 path: path.to_owned(),
                 why,
