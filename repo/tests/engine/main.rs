@@ -8,6 +8,7 @@
 
 mod check;
 mod disk;
+mod hardship;
 mod histories;
 mod restore;
 mod resume;
