@@ -22,6 +22,8 @@ use crate::wire::handshake::{
 use crate::wire::option::{ClientOption, ContextRequest, InfoRequest, OptionHeader};
 use crate::wire::option_reply::{INFO_BLOCK_SIZE, OptionError, OptionReply, ReplyBody};
 
+const STOPPING: &str = "the server is stopping";
+
 /// A connection on which nothing has been said yet: any pair of a reader and a writer.
 ///
 /// The time limits work as far as the pair returns from blocking calls with
@@ -46,11 +48,22 @@ impl<R: Read, W: Write> Connection<R, W> {
 
     /// Negotiates until the client has chosen an export, or has left in good order (`None`).
     pub fn negotiate(self, exports: &dyn Exports) -> Result<Option<Session<R, W>>, Error> {
+        self.negotiate_if(exports, &|| true)
+    }
+
+    /// As [`negotiate`](Self::negotiate), but asks `may_start` before the client is told that the
+    /// transmission phase begins.
+    pub(crate) fn negotiate_if(
+        self,
+        exports: &dyn Exports,
+        may_start: &dyn Fn() -> bool,
+    ) -> Result<Option<Session<R, W>>, Error> {
         let mut negotiation = Negotiation {
             reader: BufReader::with_capacity(INTAKE_BYTES, self.reader),
             writer: self.writer,
             patience: Patience::with_handshake(self.limits.handshake),
             exports,
+            may_start,
             opened: None,
             structured: false,
             contexts: None,
@@ -85,6 +98,7 @@ struct Negotiation<'a, R, W> {
     writer: W,
     patience: Patience,
     exports: &'a dyn Exports,
+    may_start: &'a dyn Fn() -> bool,
     opened: Option<(String, Arc<dyn Export>)>,
     structured: bool,
     /// The export's name and what was selected of it.
@@ -129,6 +143,10 @@ impl<R: Read, W: Write> Negotiation<'_, R, W> {
             let go = matches!(option, ClientOption::Go(_));
             match self.answer(header.option, option)? {
                 Err(refusal) => self.refuse(header.option, refusal)?,
+                Ok(()) if go && !(self.may_start)() => {
+                    let refusal = (OptionError::Shutdown, STOPPING.to_owned());
+                    self.refuse(header.option, refusal)?;
+                }
                 Ok(()) => {
                     self.reply(header.option, ReplyBody::Ack)?;
                     if go && let Some((name, export)) = self.opened.take() {
@@ -316,6 +334,10 @@ impl<R: Read, W: Write> Negotiation<'_, R, W> {
         let export = self
             .open(&name)
             .map_err(|(_, reason)| Error::NoSuchExport { reason })?;
+        if !(self.may_start)() {
+            let reason = STOPPING.to_owned();
+            return Err(Error::NoSuchExport { reason });
+        }
         let agreed = self.agree(name, export);
         let flags = transmission_flags(agreed.features, agreed.structured);
         self.send(&encode_export_name_reply(agreed.size_bytes, flags, client))?;

@@ -161,6 +161,7 @@ impl Running {
             return Ok(());
         };
         self.house.guests().closing = true;
+        self.house.one_has_left.notify_all();
         let _ = self.waker.write_all(&[0]);
         let _ = acceptor.join();
         for guest in self.house.guests().present.values() {
@@ -222,10 +223,15 @@ struct Guest {
 }
 
 impl Guests {
+    /// Whether no thread may be started for another client, as too many clients that were
+    /// displaced have not quite left yet.
+    fn must_wait(&self, limits: &Limits) -> bool {
+        !self.closing && self.threads >= 2 * limits.connections_max
+    }
+
     /// Takes a client in, displacing one that is still negotiating if the house is full.
     fn admit(&mut self, socket: &Socket, limits: &Limits) -> Option<u64> {
-        // Threads of displaced clients end by themselves, but a registry may keep them busy.
-        if self.closing || self.threads >= 2 * limits.connections_max {
+        if self.closing || self.must_wait(limits) {
             return None;
         }
         if self.present.len() >= limits.connections_max {
@@ -244,7 +250,7 @@ impl Guests {
         Some(self.admitted)
     }
 
-    /// The client has negotiated; `false` if it is too late for that.
+    /// The client has chosen an export; `false` if it is too late for that.
     fn settle(&mut self, number: u64) -> bool {
         match self.present.get_mut(&number) {
             Some(guest) if !self.closing => {
@@ -280,7 +286,15 @@ impl House {
     }
 
     fn receive(self: &Arc<Self>, socket: Socket, peer: Peer) {
-        let Some(number) = self.guests().admit(&socket, &self.limits) else {
+        let (mut guests, _) = self
+            .one_has_left
+            .wait_timeout_while(self.guests(), HANG_UP_GRACE, |guests| {
+                guests.must_wait(&self.limits)
+            })
+            .unwrap_or_else(PoisonError::into_inner);
+        let admitted = guests.admit(&socket, &self.limits);
+        drop(guests);
+        let Some(number) = admitted else {
             socket.hang_up();
             (self.observer)(Event::TurnedAway { peer: &peer });
             return;
@@ -308,12 +322,10 @@ impl House {
 
     fn serve(&self, number: u64, socket: &Socket, peer: &Peer) -> Result<(), Error> {
         let connection = Connection::new(socket.clone(), socket.clone(), self.limits.clone());
-        let Some(session) = connection.negotiate(&*self.exports)? else {
+        let may_start = || self.guests().settle(number);
+        let Some(session) = connection.negotiate_if(&*self.exports, &may_start)? else {
             return Ok(());
         };
-        if !self.guests().settle(number) {
-            return Ok(());
-        }
         (self.observer)(Event::Opened {
             connection: number,
             peer,

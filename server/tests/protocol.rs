@@ -99,6 +99,8 @@ fn stopping_finishes_the_requests_in_flight_and_then_closes() {
     has_entered
         .recv()
         .expect("the request is being carried out");
+    // The next one is still on its way.
+    client.stream.write_all(&[0x25, 0x60]).expect("sent");
     let running = served.running.take().expect("running");
     let stop = std::thread::spawn(move || running.stop(Duration::from_secs(60)));
     assert!(idle.is_closed());

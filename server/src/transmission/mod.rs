@@ -157,21 +157,23 @@ impl<R: Read + Send, W: Write + Send> Line<'_, R, W> {
         let _alarm = PanicAlarm(self);
         let mut workspace = Workspace::default();
         while self.take_lead(hired.is_some()) {
-            let received = self.receive(&mut workspace);
-            let done = match received {
+            match self.receive(&mut workspace) {
                 Ok(Some(job)) => {
                     self.hand_over_lead(scope);
-                    self.answer(&job, &mut workspace)
+                    if let Err(error) = self.answer(&job, &mut workspace) {
+                        self.break_off(error);
+                        break;
+                    }
                 }
+                // Other threads may still have answers to send, so nobody hangs up.
                 Ok(None) => {
                     self.end(None);
                     break;
                 }
-                Err(error) => Err(error),
-            };
-            if let Err(error) = done {
-                self.end(Some(error));
-                break;
+                Err(error) => {
+                    self.end(Some(error));
+                    break;
+                }
             }
         }
         if hired.is_some() {
@@ -225,17 +227,21 @@ impl<R: Read + Send, W: Write + Send> Line<'_, R, W> {
         }
     }
 
-    /// Ends the connection, if it has not ended yet.
+    /// Ends the connection, if it has not ended yet: no request is read any more.
     fn end(&self, failure: Option<Error>) {
         let mut crew = self.crew();
-        let broken = failure.is_some();
         if !crew.ended {
             crew.ended = true;
             crew.failure = failure;
         }
         drop(crew);
         self.lead_is_free.notify_all();
-        if broken && let Some(hang_up) = &self.hang_up {
+    }
+
+    /// Ends the connection because no answer can be sent any more, and wakes who is blocked in it.
+    fn break_off(&self, failure: Error) {
+        self.end(Some(failure));
+        if let Some(hang_up) = &self.hang_up {
             hang_up();
         }
     }
@@ -255,7 +261,7 @@ struct PanicAlarm<'a, 'h, R: Read + Send, W: Write + Send>(&'a Line<'h, R, W>);
 impl<R: Read + Send, W: Write + Send> Drop for PanicAlarm<'_, '_, R, W> {
     fn drop(&mut self) {
         if thread::panicking() {
-            self.0.end(Some(Error::ExportPanicked));
+            self.0.break_off(Error::ExportPanicked);
         }
     }
 }
