@@ -2,13 +2,16 @@
 
 use std::fs;
 use std::os::unix::fs::PermissionsExt;
+use std::sync::Arc;
 
+use virtkeep_repo::config::Config;
+use virtkeep_repo::index::{FileGate, Identity, Index, LocalFiles};
 use virtkeep_repo::{
     ByteLen, Cancel, Codec, DiskOffset, DiskSource, Env, Error, Extent, ExtentState, InitOptions,
     Next, NoProgress, ReadQueue, Repository, SourceError,
 };
 
-use crate::disk::{MemoryDisk, backup, repository};
+use crate::disk::{MemoryDisk, backup, draft, repository, restore};
 
 /// A disk of data whose first read is spoiled in some way while a second reader goes on.
 struct Spoiled {
@@ -118,4 +121,53 @@ fn a_new_repository_is_for_its_owner_alone() {
         let metadata = fs::metadata(repo.path().join(folder)).unwrap();
         assert_eq!(metadata.permissions().mode() & 0o077, 0, "{folder}");
     }
+}
+
+#[test]
+fn a_pack_that_cannot_be_finished_leaves_no_point_behind() {
+    let (_dir, repo) = repository(&InitOptions::default());
+    let mut disk = MemoryDisk::new(1 << 20);
+    disk.write(0, &[1; 1000]);
+    let running = repo.begin_backup(&[], "test").unwrap();
+    let stored = running
+        .store_disk(&disk.whole(), None, &NoProgress, &Cancel::new())
+        .unwrap();
+    fs::rename(repo.path().join("packs"), repo.path().join("elsewhere")).unwrap();
+    let refused = running.commit(draft(&disk.whole(), stored));
+    assert!(matches!(refused, Err(Error::Io { .. })), "{refused:?}");
+    fs::rename(repo.path().join("elsewhere"), repo.path().join("packs")).unwrap();
+    assert_eq!(repo.points().unwrap(), []);
+    let point = backup(&repo, &disk.whole(), None);
+    assert!(restore(&repo, &point) == disk.bytes);
+}
+
+#[test]
+fn an_unchanged_chunk_that_is_wanted_is_read_and_stored_again() {
+    let (_dir, repo) = repository(&InitOptions::default());
+    let mut disk = MemoryDisk::new(128 << 10);
+    disk.write(0, &[1; 64 << 10]);
+    disk.write(64 << 10, &[2; 64 << 10]);
+    let first = backup(&repo, &disk.whole(), None);
+
+    let text = fs::read_to_string(repo.path().join("config.toml")).unwrap();
+    let keys = Config::parse(&text, repo.path()).unwrap().keys();
+    let damaged = keys.chunk_id(&[2; 64 << 10]);
+    let index = Index::open(
+        Arc::new(LocalFiles::new(repo.path())),
+        Arc::new(FileGate::new(&repo.path().join("locks"), "test")),
+        Identity {
+            repo: repo.id(),
+            owner: 1,
+        },
+    )
+    .unwrap();
+    let damaged = virtkeep_repo::RawId::from_bytes(*damaged.as_bytes());
+    index.write(|edit| edit.want(&[damaged])).unwrap();
+
+    let source = disk.changes();
+    let second = backup(&repo, &source, Some(&first));
+    assert_eq!(*source.reads.lock().unwrap(), [(64 << 10, 64 << 10)]);
+    assert_eq!(second.disks[0].stats.new_chunks, 1);
+    assert_eq!(second.disks[0].root, first.disks[0].root);
+    assert!(index.wanted().unwrap().is_empty(), "healed");
 }
