@@ -17,6 +17,7 @@ mod error;
 mod event;
 mod file_source;
 mod files;
+mod flight;
 mod freeze;
 mod host;
 mod image;

@@ -9,21 +9,22 @@
 //! | else | clean | `Unchanged` |
 //!
 //! Without both contexts nothing is ever `Unchanged`; without `base:allocation` all is `Data`.
+//!
+//! The map is asked for as the engine gets there, so that memory never holds more of it than one
+//! reply (QEMU: 131,072 extents per context), however fragmented the disk is. Where the server
+//! takes several connections the map has one of its own; else it shares the only one with the reads.
 
-use std::collections::HashMap;
 use std::sync::atomic::{AtomicBool, Ordering};
 use std::sync::{Arc, Mutex};
 use std::time::{Duration, Instant};
 
-use libnbd::{
-    Builder, Endpoint, Handle, Polled, Reply, STATE_DIRTY, STATE_ZERO, StatusMap, StatusRange,
-    Token,
-};
+use libnbd::{Builder, Endpoint, Handle, Polled, STATE_DIRTY, STATE_ZERO, StatusMap, StatusRange};
 use virtkeep_repo::{
-    ByteLen, DiskOffset, DiskSource, Extent, ExtentState, Next, ReadQueue, ReadRequest, SourceError,
+    ByteLen, DiskOffset, DiskSource, Extent, ExtentState, Next, ReadQueue, SourceError,
 };
 
 use crate::error::{Error, Result};
+use crate::flight::Flight;
 use crate::stop::{BlockingCall, Stop, lock};
 
 const ALLOCATION: &str = "base:allocation";
@@ -32,8 +33,8 @@ const ALLOCATION: &str = "base:allocation";
 const IN_FLIGHT_MAX: usize = 16;
 /// How long connecting may take. A server that is full does not refuse, it keeps silent.
 const CONNECT_LIMIT: Duration = Duration::from_secs(10);
-/// Extents handed out per call at most.
-const EXTENTS_MAX: usize = 1024;
+/// Ranges of the map looked at per call at most.
+const RANGES_MAX: usize = 1024;
 /// How often a reader that waits for answers looks at the flags.
 const POLL: Duration = Duration::from_millis(100);
 
@@ -62,76 +63,50 @@ pub(crate) struct Changes {
 pub(crate) struct NbdSource {
     export: Export,
     size: ByteLen,
+    /// Whether the server tells what is allocated.
+    allocation: bool,
     incremental: bool,
+    /// Whether reads use the map's connection, there being no other.
+    one_connection: bool,
     stop: Arc<Stop>,
     map: Mutex<Map>,
-    /// The only connection there may be, where the server does not take several.
-    single: Mutex<Option<Handle>>,
 }
 
-/// Where extents come from.
-enum Map {
-    /// Nothing is known: all is data.
-    Unknown,
-    /// Asked for as they are needed, on a connection of their own.
-    Asked {
-        handle: Box<Handle>,
-        map: Option<StatusMap>,
-        call: Arc<BlockingCall>,
-    },
-    /// Asked for beforehand.
-    Known(Vec<Extent>),
+/// What the server says of its ranges, asked for as it is needed.
+struct Map {
+    handle: Handle,
+    walk: Option<StatusMap>,
+    call: Arc<BlockingCall>,
 }
 
 impl NbdSource {
     /// Connects and learns what the export offers. The changes asked for may turn out to be
     /// unknown to the server: [`is_incremental`](Self::is_incremental) tells.
-    pub(crate) fn open(export: Export, stop: Arc<Stop>) -> Result<Self> {
+    pub(crate) fn open(mut export: Export, stop: Arc<Stop>) -> Result<Self> {
         let handle = connect(&export)?;
-        let size = handle.size();
         let allocation = handle.has_context(ALLOCATION);
-        let incremental = allocation
-            && export
-                .changes
-                .as_ref()
-                .is_some_and(|changes| handle.has_context(&changes.context));
-        let multi = handle.flags().multi_conn;
-        let mut source = Self {
-            export,
-            size: ByteLen(size),
-            incremental,
-            map: Mutex::new(Map::Unknown),
-            single: Mutex::new(None),
-            stop,
-        };
-        let call = source.stop.watch(handle.waker());
-        let mut map = Map::Asked {
-            handle: Box::new(handle),
-            map: None,
+        let changes = export.changes.as_ref();
+        let tells_changes = changes.is_some_and(|changes| handle.has_context(&changes.context));
+        let one_connection = !handle.flags().multi_conn;
+        if one_connection {
+            export.connections = 1;
+        }
+        let size = ByteLen(handle.size());
+        let call = stop.watch(handle.waker());
+        let map = Map {
+            handle,
+            walk: None,
             call,
         };
-        if !multi {
-            source.export.connections = 1;
-            let mut known = Vec::new();
-            let mut from = DiskOffset::ZERO;
-            while allocation && from.0 < size {
-                let part = source.ask(&mut map, from)?;
-                from = part.last().map_or(from, Extent::end);
-                known.extend(part);
-            }
-            if let Map::Asked { handle, .. } = map {
-                source.single = Mutex::new(Some(*handle));
-            }
-            map = if allocation {
-                Map::Known(known)
-            } else {
-                Map::Unknown
-            };
-        } else if !allocation {
-            map = Map::Unknown;
-        }
-        source.map = Mutex::new(map);
-        Ok(source)
+        Ok(Self {
+            export,
+            size,
+            allocation,
+            incremental: allocation && tells_changes,
+            one_connection,
+            stop,
+            map: Mutex::new(map),
+        })
     }
 
     /// Whether `Unchanged` will be told from `Data`.
@@ -140,29 +115,25 @@ impl NbdSource {
     }
 
     /// The next extents from the server.
-    fn ask(&self, asked: &mut Map, from: DiskOffset) -> Result<Vec<Extent>> {
-        let Map::Asked { handle, map, call } = asked else {
-            return Ok(vec![self.rest(from)]);
-        };
-        let result = call.run(|| {
-            let map = match map {
-                Some(map) if map.position() == from.0 => map,
-                _ => map.insert(StatusMap::new(
-                    handle,
-                    &self.contexts(),
-                    from.0..self.size.0,
-                )?),
-            };
-            let mut extents = Vec::new();
-            while extents.len() < EXTENTS_MAX {
-                let Some(range) = map.next(handle)? else {
-                    break;
-                };
-                self.translate(range, &mut extents);
+    fn ask(&self, map: &mut Map, from: DiskOffset) -> Result<Vec<Extent>> {
+        let Map { handle, walk, call } = map;
+        let walk = match walk {
+            Some(walk) if walk.position() == from.0 => walk,
+            _ => {
+                let rest = from.0..self.size.0;
+                let begun = StatusMap::new(handle, &self.contexts(), rest);
+                walk.insert(begun.map_err(|source| self.failure(source, false))?)
             }
-            Ok(extents)
-        });
-        result.map_err(|source| self.failure(source, call.rang()))
+        };
+        let mut extents = Vec::new();
+        for _ in 0..RANGES_MAX {
+            let next = call.run(|| walk.next(handle));
+            match next.map_err(|source| self.failure(source, call.rang()))? {
+                Some(range) => self.translate(range, &mut extents),
+                None => break,
+            }
+        }
+        Ok(extents)
     }
 
     fn contexts(&self) -> Vec<&str> {
@@ -231,50 +202,43 @@ impl NbdSource {
     /// One connection's share of the reading.
     fn read_share(&self, queue: &dyn ReadQueue, failed: &AtomicBool) -> Result<()> {
         let mut connection: Option<Handle> = None;
-        let mut flying: HashMap<Token, ReadRequest> = HashMap::new();
+        let mut flight = Flight::default();
         let mut last_answer = Instant::now();
         let mut more = true;
         loop {
-            while more && flying.len() < IN_FLIGHT_MAX {
-                let idle = flying.is_empty();
-                match queue.next(idle) {
-                    Next::Read(mut request) => {
-                        let handle = match &mut connection {
-                            Some(handle) => handle,
-                            None => connection.insert(self.connection()?),
-                        };
-                        if idle {
+            while more && flight.len() < IN_FLIGHT_MAX {
+                let asked = Instant::now();
+                let next = queue.next(flight.is_empty());
+                // The engine's time is not the server's.
+                last_answer += asked.elapsed();
+                match next {
+                    Next::Read(request) => {
+                        if flight.is_empty() {
                             last_answer = Instant::now();
                         }
-                        let buffer = std::mem::take(&mut request.buffer);
-                        let token = handle
-                            .submit_read(request.offset.0, buffer)
-                            .map_err(|source| self.failure(source, false))?;
-                        flying.insert(token, request);
+                        self.with(&mut connection, |handle| flight.submit(handle, request))?;
                     }
                     Next::Later => break,
                     Next::Done => more = false,
                 }
             }
-            let Some(handle) = connection.as_mut().filter(|_| !flying.is_empty()) else {
+            if flight.is_empty() {
                 return Ok(());
-            };
-            let polled = handle
-                .poll(Some(POLL))
-                .map_err(|source| self.failure(source, false))?;
-            if polled == Polled::Ready {
+            }
+            let landed = self.with(&mut connection, |handle| {
+                let is_answer = handle.poll(Some(POLL))? == Polled::Ready;
+                let mut landed = Vec::new();
+                while let Some(completion) = handle.next_completion() {
+                    landed.extend(flight.land(completion)?);
+                }
+                Ok((is_answer, landed))
+            });
+            let (is_answer, landed) = landed?;
+            if is_answer {
                 last_answer = Instant::now();
             }
-            while let Some(completion) = handle.next_completion() {
-                let reply = completion
-                    .result
-                    .map_err(|source| self.failure(source, false))?;
-                if let (Some(mut request), Reply::Read(read)) =
-                    (flying.remove(&completion.token), reply)
-                {
-                    request.buffer = read.bytes;
-                    queue.complete(request);
-                }
+            for request in landed {
+                queue.complete(request);
             }
             if self.stop.is_stopping() || failed.load(Ordering::Relaxed) {
                 return Err(Error::Cancelled);
@@ -288,11 +252,21 @@ impl NbdSource {
         }
     }
 
-    fn connection(&self) -> Result<Handle> {
-        match lock(&self.single).take() {
-            Some(handle) => Ok(handle),
-            None => connect(&self.export),
-        }
+    /// Uses the connection that reads go over: one of their own, or the only one there may be.
+    fn with<T>(
+        &self,
+        own: &mut Option<Handle>,
+        work: impl FnOnce(&mut Handle) -> std::result::Result<T, libnbd::Error>,
+    ) -> Result<T> {
+        let done = if self.one_connection {
+            work(&mut lock(&self.map).handle)
+        } else {
+            match own {
+                Some(handle) => work(handle),
+                None => work(own.insert(connect(&self.export)?)),
+            }
+        };
+        done.map_err(|source| self.failure(source, false))
     }
 }
 
@@ -318,12 +292,10 @@ impl DiskSource for NbdSource {
     }
 
     fn extents(&self, from: DiskOffset) -> std::result::Result<Vec<Extent>, SourceError> {
-        let mut map = lock(&self.map);
-        match &mut *map {
-            Map::Unknown => Ok(vec![self.rest(from)]),
-            Map::Known(known) => Ok(cut_at(known, from)),
-            asked => Ok(self.ask(asked, from)?),
+        if !self.allocation {
+            return Ok(vec![self.rest(from)]);
         }
+        Ok(self.ask(&mut lock(&self.map), from)?)
     }
 
     fn read(&self, queue: &dyn ReadQueue) -> std::result::Result<(), SourceError> {
@@ -350,15 +322,4 @@ impl DiskSource for NbdSource {
             .next()
             .map_or(Ok(()), |error| Err(error.into()))
     }
-}
-
-/// The extents from `from` on, the first one cut to start there.
-fn cut_at(extents: &[Extent], from: DiskOffset) -> Vec<Extent> {
-    let first = extents.partition_point(|extent| extent.end() <= from);
-    let mut part: Vec<Extent> = extents[first..].iter().take(EXTENTS_MAX).copied().collect();
-    if let Some(extent) = part.first_mut() {
-        extent.len = extent.end().since(from);
-        extent.start = from;
-    }
-    part
 }
