@@ -1,8 +1,6 @@
 //! Backing up what no libvirt knows of: an image at rest, or any NBD export.
 
-use std::fs::File;
-use std::io::Read;
-use std::path::{Path, PathBuf};
+use std::path::PathBuf;
 use std::sync::Arc;
 
 use libnbd::Endpoint;
@@ -14,7 +12,8 @@ use virtkeep_repo::{
 use crate::error::{Error, Result};
 use crate::event::{Event, Journal, Observer};
 use crate::files;
-use crate::image_lock::is_open_for_writing;
+use crate::format;
+use crate::image_lock::check_unused;
 use crate::nbd_source::{Export, NbdSource};
 use crate::offline::{Sharing, fingerprint, open_at_rest};
 use crate::options::Options;
@@ -31,15 +30,16 @@ const DISK: &str = "disk";
 pub struct ImageSource {
     /// A raw or qcow2 file, or a block device.
     pub path: PathBuf,
-    /// Its format, `raw` or `qcow2`; told by its first bytes when `None`.
+    /// Its format, `raw` or `qcow2`; told by its bytes when `None`, which is only done where nothing
+    /// can be mistaken.
     pub format: Option<String>,
 }
 
 /// Backs up an image file or block device that nobody writes to; its disk is called `disk`.
 ///
 /// # Errors
-/// [`Error::ImageInUse`] when a running machine has it open, [`Error::ImageChanged`] when it was
-/// written to meanwhile; then there is no point.
+/// [`Error::Unfit`] for what is no raw or qcow2 image; [`Error::ImageInUse`] when a running machine
+/// has it open, [`Error::ImageChanged`] when it was written to meanwhile. Then there is no point.
 pub fn backup_image(
     image: &ImageSource,
     name: &str,
@@ -49,6 +49,7 @@ pub fn backup_image(
     cancel: &Cancel,
 ) -> Result<Point> {
     let path = std::fs::canonicalize(&image.path).map_err(Error::file("open", &image.path))?;
+    let file = format::open(&path)?;
     let format = match &image.format {
         Some(format) if matches!(&**format, "raw" | "qcow2") => format.clone(),
         Some(format) => {
@@ -57,14 +58,25 @@ pub fn backup_image(
                 why: format!("format {format:?} is neither raw nor qcow2"),
             });
         }
-        None => detect_format(&path)?,
+        None => format::detect(&file, &path)?.to_owned(),
     };
+    drop(file);
     let before = fingerprint(&path);
     check_unused(&path)?;
-    let backing = match &*format {
+    let elsewhere = match &*format {
         "raw" => None,
-        format => qemu_img::info(&path, format)?.backing,
+        format => qemu_img::info(&path, format)?.elsewhere,
     };
+    if let (Some(elsewhere), None) = (&elsewhere, &image.format) {
+        // Whoever writes to a raw disk can make it look like a qcow2 image on any file of this host.
+        return Err(Error::Unfit {
+            disk: path.display().to_string(),
+            why: format!(
+                "it looks like a qcow2 image whose data is also in {elsewhere}: say that the \
+                 format is qcow2 if that is right"
+            ),
+        });
+    }
     let run = Run {
         name,
         repo,
@@ -72,11 +84,10 @@ pub fn backup_image(
         journal: &Journal::new(observer),
         stop: Arc::new(Stop::new(cancel, options.stall_limit)),
     };
-    if let Some(backing) = backing {
+    if let Some(elsewhere) = elsewhere {
         let shown = path.display();
-        run.journal.note(format!(
-            "{shown} is read together with what backs it, {backing}"
-        ));
+        run.journal
+            .note(format!("{shown} is read together with {elsewhere}"));
     }
     let location = path.display().to_string();
     let disk = Unnamed {
@@ -241,24 +252,7 @@ impl Run<'_> {
     }
 }
 
-fn check_unused(path: &Path) -> Result<()> {
-    if is_open_for_writing(path).map_err(Error::file("look at the locks of", path))? {
-        return Err(Error::ImageInUse {
-            path: path.to_owned(),
-        });
-    }
-    Ok(())
-}
-
 fn host_name() -> String {
     let name = rustix::system::uname();
     name.nodename().to_string_lossy().into_owned()
-}
-
-/// `qcow2` if the file starts like one, else `raw`.
-fn detect_format(path: &Path) -> Result<String> {
-    let mut start = [0; 4];
-    let mut file = File::open(path).map_err(Error::file("open", path))?;
-    let is_qcow2 = file.read_exact(&mut start).is_ok() && start == *b"QFI\xfb";
-    Ok(if is_qcow2 { "qcow2" } else { "raw" }.into())
 }

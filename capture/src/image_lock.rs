@@ -8,10 +8,22 @@ use std::io;
 use std::os::fd::AsRawFd;
 use std::path::Path;
 
+use crate::error::{Error, Result};
+
 const WRITE_PERMISSION_BYTE: libc::off_t = 101;
 
+/// An error while a QEMU on this host has the image open for writing.
+pub(crate) fn check_unused(path: &Path) -> Result<()> {
+    if is_open_for_writing(path).map_err(Error::file("look at the locks of", path))? {
+        return Err(Error::ImageInUse {
+            path: path.to_owned(),
+        });
+    }
+    Ok(())
+}
+
 /// Whether a QEMU on this host has the image open for writing.
-pub(crate) fn is_open_for_writing(path: &Path) -> io::Result<bool> {
+fn is_open_for_writing(path: &Path) -> io::Result<bool> {
     let file = File::open(path)?;
     let mut lock = libc::flock {
         l_type: libc::F_WRLCK as libc::c_short,

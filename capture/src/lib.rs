@@ -18,6 +18,7 @@ mod event;
 mod file_source;
 mod files;
 mod flight;
+mod format;
 mod freeze;
 mod host;
 mod image;

@@ -14,6 +14,7 @@ use crate::error::{Error, Result};
 use crate::event::Event;
 use crate::file_source::FileSource;
 use crate::files;
+use crate::image_lock::check_unused;
 use crate::libvirt::RunState;
 use crate::live::{Capture, announce, remove_stale_files};
 use crate::nbd_source::{Export, NbdSource};
@@ -56,6 +57,7 @@ pub(crate) fn backup(capture: &Capture<'_>) -> Result<Point> {
         }
     };
     let before = fingerprints(&plan);
+    unused(&plan)?;
     let result = while_ticking(stop, watch, || {
         pull(&backup, &plan.disks, None, capture.journal, stop, |disk| {
             open_at_rest(
@@ -77,6 +79,7 @@ pub(crate) fn backup(capture: &Capture<'_>) -> Result<Point> {
         }
         other => other?,
     };
+    unused(&plan)?;
     let mut files = files::store(
         &backup,
         capture.host,
@@ -99,6 +102,14 @@ pub(crate) fn backup(capture: &Capture<'_>) -> Result<Point> {
     })?;
     capture.journal.event(Event::Committed { point: point.id });
     Ok(point)
+}
+
+/// An error while another machine writes to one of the images: it may hold in memory what makes the
+/// difference between a disk and rubbish.
+fn unused(plan: &plan::Plan) -> Result<()> {
+    plan.disks
+        .iter()
+        .try_for_each(|disk| check_unused(Path::new(&disk.location)))
 }
 
 /// When each image was last written to, as far as its file system knows.

@@ -12,7 +12,8 @@ const QEMU_IMG: &str = "qemu-img";
 /// What an image consists of.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub(crate) struct ImageInfo {
-    pub(crate) backing: Option<String>,
+    /// Another file that holds part of its data: what backs it, or its external data file.
+    pub(crate) elsewhere: Option<String>,
 }
 
 /// Looks at an image of a known format.
@@ -27,8 +28,10 @@ pub(crate) fn info(path: &Path, format: &str) -> Result<ImageInfo> {
         None,
     )?;
     let info = parse(&output)?;
+    let data_file = info.pointer("/format-specific/data/data-file");
+    let data_file = data_file.and_then(Value::as_str).map(str::to_owned);
     Ok(ImageInfo {
-        backing: text(&info, "backing-filename"),
+        elsewhere: text(&info, "backing-filename").or(data_file),
     })
 }
 
@@ -84,7 +87,8 @@ fn run(about: &Path, words: &[&str], file: Option<&Path>, last: Option<&str>) ->
         return Ok(output.stdout);
     }
     let words = String::from_utf8_lossy(&output.stderr).trim().to_owned();
-    if words.contains("lock") {
+    // Failed to get "write" lock
+    if words.contains("Failed to get") && words.contains("\" lock") {
         return Err(Error::ImageInUse {
             path: about.to_owned(),
         });
