@@ -101,9 +101,9 @@ fn files_of(xml: &str) -> std::result::Result<JobFiles, String> {
 /// When libvirt or QEMU do not answer in time; then the next run clears what is left.
 pub(crate) fn end(domain: &DomainHandle, names: &Names, files: &JobFiles) -> CallResult<()> {
     let socket = files.socket.clone();
-    let names = names.clone();
+    let our_names = names.clone();
     let ended = bounded(domain, move |domain| {
-        if is_this_job(domain, socket.as_deref(), &names)? {
+        if is_this_job(domain, socket.as_deref(), &our_names)? {
             domain.abort_job()?;
         }
         Ok(())
@@ -113,13 +113,24 @@ pub(crate) fn end(domain: &DomainHandle, names: &Names, files: &JobFiles) -> Cal
         other => other?,
     }
     let deadline = Instant::now() + END_LIMIT;
-    while Instant::now() < deadline {
-        let job = match bounded(domain, DomainHandle::job) {
-            Err(error) if is_gone(&error) => Job::None,
+    loop {
+        let socket = files.socket.clone();
+        let names = names.clone();
+        let runs = bounded(domain, move |domain| {
+            is_this_job(domain, socket.as_deref(), &names)
+        });
+        let runs = match runs {
+            Err(error) if is_gone(&error) => false,
             other => other?,
         };
         let scratch_gone = files.scratch.iter().all(|path| !path.exists());
-        if job == Job::None && scratch_gone {
+        if !runs && scratch_gone {
+            break;
+        }
+        if Instant::now() > deadline {
+            if runs {
+                return Err(LibvirtError::no_answer(END_LIMIT));
+            }
             break;
         }
         std::thread::sleep(POLL);
