@@ -121,6 +121,15 @@ pub enum Error {
         domain: String,
     },
 
+    /// A disk was exchanged after the backup had been planned.
+    #[error("disk {disk} of domain {domain} was exchanged while the backup began: try again")]
+    DiskExchanged {
+        /// The domain's name.
+        domain: String,
+        /// The disk's target name.
+        disk: String,
+    },
+
     /// The domain was started while its disks were being read at rest.
     #[error(
         "domain {domain} was started while its disks were being read at rest: what was read is discarded, try again"
@@ -264,6 +273,7 @@ impl Error {
             Self::DomainBusy { .. } => "domain-busy",
             Self::DomainStopped { .. } => "domain-stopped",
             Self::DomainStarted { .. } => "domain-started",
+            Self::DiskExchanged { .. } => "disk-exchanged",
             Self::GuestPaused { .. } => "guest-paused",
             Self::JobEnded { .. } => "job-ended",
             Self::ScratchSpace { .. } => "scratch-space",

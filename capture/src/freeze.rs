@@ -12,7 +12,7 @@ use std::time::{Duration, Instant};
 use crate::error::{Error, Result};
 use crate::event::{Event, Journal};
 use crate::host::{DomainRef, Host};
-use crate::libvirt::{CallResult, DomainHandle};
+use crate::libvirt::{CallResult, DomainHandle, RunState};
 use crate::options::Options;
 
 /// How long the agent may take to freeze or thaw.
@@ -20,6 +20,11 @@ const AGENT_LIMIT_SECONDS: i32 = 10;
 /// libvirt's own default: wait for the agent forever.
 const AGENT_LIMIT_DEFAULT: i32 = -2;
 const THAW_TRIES: u32 = 3;
+/// How often the guard tries, which may have to wait for the daemon to come back.
+const ORPHAN_TRIES: u32 = 60;
+const RETRY: Duration = Duration::from_millis(500);
+/// How long the guard is waited for.
+const GUARD_LIMIT: Duration = Duration::from_secs(60);
 /// What the guard is told when it is not needed any more.
 const ALL_IS_WELL: &[u8] = b"thawed\n";
 
@@ -27,6 +32,7 @@ const ALL_IS_WELL: &[u8] = b"thawed\n";
 pub(crate) struct Frozen<'a> {
     domain: &'a DomainRef,
     journal: &'a Journal<'a>,
+    uri: &'a str,
     guard: Option<Child>,
     since: Instant,
     is_frozen: bool,
@@ -36,7 +42,7 @@ pub(crate) struct Frozen<'a> {
 impl<'a> Frozen<'a> {
     /// Tries to freeze the guest. A failure is a warning: the backup goes on without.
     pub(crate) fn freeze(
-        host: &Host,
+        host: &'a Host,
         domain: &'a DomainRef,
         options: &Options,
         journal: &'a Journal<'a>,
@@ -56,6 +62,7 @@ impl<'a> Frozen<'a> {
         let mut frozen = Self {
             domain,
             journal,
+            uri: host.uri(),
             guard,
             since: Instant::now(),
             is_frozen: false,
@@ -93,7 +100,7 @@ impl<'a> Frozen<'a> {
         }
         // A freeze that was refused needs no insisting.
         let tries = if self.is_frozen { THAW_TRIES } else { 1 };
-        let result = thaw(&self.domain.handle, tries);
+        let result = thaw(&self.domain.handle, self.uri, tries);
         match (&result, self.is_frozen) {
             (Ok(_), true) => self.journal.event(Event::Thawed {
                 millis: u64::try_from(self.since.elapsed().as_millis()).unwrap_or(u64::MAX),
@@ -114,7 +121,11 @@ impl<'a> Frozen<'a> {
                 drop(told);
             }
             drop(guard.stdin.take());
-            let _ = guard.wait();
+            // One that has something to do is left alone with it after a while.
+            let deadline = Instant::now() + GUARD_LIMIT;
+            while matches!(guard.try_wait(), Ok(None)) && Instant::now() < deadline {
+                std::thread::sleep(Duration::from_millis(5));
+            }
         }
         result.is_ok()
     }
@@ -126,13 +137,14 @@ impl Drop for Frozen<'_> {
     }
 }
 
-fn thaw(handle: &DomainHandle, tries: u32) -> CallResult<u32> {
+fn thaw(handle: &DomainHandle, uri: &str, tries: u32) -> CallResult<u32> {
     let mut result = handle.thaw();
     for _ in 1..tries {
         if result.is_ok() {
             break;
         }
-        std::thread::sleep(Duration::from_millis(500));
+        std::thread::sleep(RETRY);
+        let _ = handle.renew(uri);
         result = handle.thaw();
     }
     // Others who use the agent shall find libvirt's own default.
@@ -171,9 +183,24 @@ pub fn thaw_when_orphaned(uri: &str, uuid: &str) -> Result<()> {
     if told == ALL_IS_WELL {
         return Ok(());
     }
+    let mut tries = 1..ORPHAN_TRIES;
+    loop {
+        match thaw_domain(uri, uuid) {
+            Err(Error::NoDaemon { .. } | Error::Libvirt { .. }) if tries.next().is_some() => {
+                std::thread::sleep(RETRY);
+            }
+            other => return other,
+        }
+    }
+}
+
+fn thaw_domain(uri: &str, uuid: &str) -> Result<()> {
     let host = Host::connect(Some(uri))?;
     let domain = host.domain(uuid)?;
-    thaw(&domain.handle, THAW_TRIES)
+    if domain.state()? == RunState::ShutOff {
+        return Ok(());
+    }
+    thaw(&domain.handle, uri, 1)
         .map(drop)
         .map_err(Error::libvirt(format!("thaw domain {}", domain.name())))
 }

@@ -35,6 +35,7 @@ mod plan;
 mod pull;
 mod qemu_img;
 mod release;
+mod running;
 mod stop;
 
 use std::sync::Arc;

@@ -7,10 +7,11 @@
 
 use std::path::{Path, PathBuf};
 use std::sync::{Arc, Mutex};
+use std::time::Duration;
 
 use libnbd::Endpoint;
 use virtkeep_repo::{
-    Backup, Cancel, Consistency, Disk, Error as RepoError, Point, PointDraft, PointId, Repository,
+    Backup, Consistency, Disk, Error as RepoError, Point, PointDraft, PointId, Repository,
     SourceKind, UnixMillis,
 };
 
@@ -29,10 +30,13 @@ use crate::options::Options;
 use crate::places;
 use crate::plan::{self, FreezePlan, Plan};
 use crate::pull::{self, Opened, pull};
+use crate::running::{Running, delete_checkpoints_but, explain, look_after, resume_after_io_error};
 use crate::stop::{Stop, lock, while_ticking};
 
 /// How often starting the job is tried: each try repairs what the one before stumbled over.
 const BEGIN_TRIES: u32 = 4;
+/// How long the guest stays frozen at most while the job is being started.
+const FREEZE_LIMIT: Duration = Duration::from_secs(10);
 
 /// One capture of one domain, the domain being locked.
 pub(crate) struct Capture<'a> {
@@ -43,19 +47,6 @@ pub(crate) struct Capture<'a> {
     pub(crate) journal: &'a Journal<'a>,
     pub(crate) stop: Arc<Stop>,
     pub(crate) names: Names,
-}
-
-/// A job that has been asked for. Dropped, it undoes everything: job, files, checkpoint.
-struct Running<'a> {
-    capture: &'a Capture<'a>,
-    files: JobFiles,
-    /// The checkpoint that exists, or may exist, since the job was asked for.
-    checkpoint: Option<String>,
-    all_disks: Vec<String>,
-    was_running: bool,
-    ended: bool,
-    /// QEMU or libvirt did not answer when the job was to end: nothing more is asked of them.
-    is_stuck: bool,
 }
 
 /// What starting the job gave.
@@ -108,14 +99,16 @@ pub(crate) fn backup(capture: &Capture<'_>) -> Result<Point> {
     };
     announce(capture, &plan, backup.point_id());
     let (mut running, moment) = begin(capture, &mut plan, &xml, state, backup.point_id())?;
-    let files = files::store(
-        &backup,
-        capture.host,
-        capture.domain,
-        &xml,
-        state,
-        capture.journal,
-    );
+    let files = check_disks(capture, &plan).and_then(|()| {
+        files::store(
+            &backup,
+            capture.host,
+            capture.domain,
+            &xml,
+            state,
+            capture.journal,
+        )
+    });
     let result = files.and_then(|files| {
         let disks = watched_pull(capture, &running, &plan, &backup)?;
         Ok((files, disks))
@@ -198,13 +191,16 @@ pub(crate) fn remove_stale_files(capture: &Capture<'_>, xml: &DomainXml) {
     let image_dirs = xml
         .disks
         .iter()
-        .filter_map(|disk| Path::new(disk.source.path()?).parent());
+        .flat_map(|disk| std::iter::once(&disk.source).chain(&disk.backing))
+        .filter_map(|source| Path::new(source.path()?).parent());
+    let private = dirs.iter().find(|dir| dir.private);
     let dirs: Vec<&Path> = image_dirs
         .chain(capture.options.scratch_dir.as_deref())
         .chain([Path::new(places::SCRATCH_DEFAULT)])
         .chain(dirs.iter().map(|dir| dir.dir.as_path()))
         .collect();
-    for path in places::remove_stale_files(&dirs, &capture.names) {
+    let private = private.map(|dir| &*dir.dir);
+    for path in places::remove_stale_files(&dirs, private, &capture.names) {
         capture.journal.event(Event::Cleared {
             what: path.display().to_string(),
         });
@@ -267,18 +263,11 @@ fn begin<'a>(
             return Err(Error::Cancelled);
         }
         let checkpoint = plan.checkpoint.then(|| capture.names.checkpoint(point));
-        let running = Running {
-            capture,
-            files: JobFiles {
-                socket: Some(socket.clone()),
-                scratch: scratch.clone(),
-            },
-            checkpoint,
-            all_disks: all_disks.clone(),
-            was_running: state == RunState::Running,
-            ended: false,
-            is_stuck: false,
+        let files = JobFiles {
+            socket: Some(socket.clone()),
+            scratch: scratch.clone(),
         };
+        let running = Running::new(capture, files, checkpoint, all_disks.clone(), state);
         let (job_xml, checkpoint_xml) = descriptions(plan, &running);
         let (begun, moment) = in_one_moment(capture, plan, || {
             handle.backup_begin(&job_xml, checkpoint_xml.as_deref())
@@ -298,13 +287,33 @@ fn begin<'a>(
     unreachable!("the loop has no end of its own")
 }
 
-/// Calls `begin` while the guest is frozen, if it is to be.
+/// An error if a disk is not the one any more that the plan was made for. Nobody exchanges it while
+/// the job is there.
+fn check_disks(capture: &Capture<'_>, plan: &Plan) -> Result<()> {
+    let now = plan::read_xml(capture.host, capture.domain)?;
+    let is_there = |planned: &plan::DiskPlan| {
+        now.disks.iter().any(|disk| {
+            disk.target == planned.target
+                && disk.source.location() == planned.location
+                && disk.format == planned.format
+        })
+    };
+    match plan.disks.iter().find(|planned| !is_there(planned)) {
+        None => Ok(()),
+        Some(changed) => Err(Error::DiskExchanged {
+            domain: capture.domain.name().to_owned(),
+            disk: changed.target.clone(),
+        }),
+    }
+}
+
+/// Calls `begin` while the guest is frozen, if it is to be, and never for longer than the limit.
 fn in_one_moment(
     capture: &Capture<'_>,
     plan: &Plan,
-    begin: impl FnOnce() -> std::result::Result<(), LibvirtError>,
+    begin: impl FnOnce() -> std::result::Result<(), LibvirtError> + Send,
 ) -> (std::result::Result<(), LibvirtError>, Moment) {
-    let frozen = match &plan.freeze {
+    let mut frozen = match &plan.freeze {
         FreezePlan::Freeze => Some(Frozen::freeze(
             capture.host,
             capture.domain,
@@ -318,17 +327,28 @@ fn in_one_moment(
             None
         }
     };
-    let begun = begin();
-    let time = capture.journal.now();
-    let consistency = match frozen {
-        Some(frozen) if frozen.is_frozen() => {
-            // What the guest does after the job was started is not in the point.
-            frozen.thaw();
-            Consistency::Frozen
+    let (answer, begun) = crossbeam_channel::bounded(1);
+    std::thread::scope(|scope| {
+        scope.spawn(|| answer.send(begin()));
+        let mut first = begun.recv_timeout(FREEZE_LIMIT);
+        if first.is_err() {
+            if frozen.take().is_some_and(|frozen| frozen.is_frozen()) {
+                capture.journal.warn(format!(
+                    "libvirt had not begun the backup after {} s: the guest was thawed before",
+                    FREEZE_LIMIT.as_secs()
+                ));
+            }
+            first = begun.recv().map_err(Into::into);
         }
-        _ => Consistency::Crash,
-    };
-    (begun, Moment { time, consistency })
+        let time = capture.journal.now();
+        // What the guest does after the job was started is not in the point.
+        let consistency = match frozen.is_some_and(Frozen::thaw) {
+            true => Consistency::Frozen,
+            false => Consistency::Crash,
+        };
+        let begun = first.unwrap_or_else(|_| Err(LibvirtError::no_answer(FREEZE_LIMIT)));
+        (begun, Moment { time, consistency })
+    })
 }
 
 /// The XML of job and checkpoint.
@@ -464,153 +484,5 @@ fn watched_pull(
         (Err(_), None) if stop.user_wants_it() => Err(Error::Cancelled),
         (Err(error), None) => Err(explain(capture, running, error)),
         (Ok(disks), None) => Ok(disks),
-    }
-}
-
-/// One look at what may hurt the guest.
-fn look_after(capture: &Capture<'_>, plan: &Plan, was_running: bool) -> Result<()> {
-    let domain = || capture.domain.name().to_owned();
-    match capture.domain.handle.state() {
-        Ok(RunState::ShutOff) => return Err(Error::DomainStopped { domain: domain() }),
-        Ok(RunState::PausedByIoError) if was_running => {
-            return Err(Error::GuestPaused {
-                domain: domain(),
-                resumed: false,
-            });
-        }
-        Err(error) if error.kind() == ErrorKind::NoDomain => {
-            return Err(Error::DomainStopped { domain: domain() });
-        }
-        // Other failures pass, or show in the reading.
-        _ => {}
-    }
-    for disk in &plan.disks {
-        if let Some(scratch) = &disk.scratch {
-            scratch.check()?;
-        }
-    }
-    Ok(())
-}
-
-/// A connection that broke is the consequence of something; this finds out of what.
-fn explain(capture: &Capture<'_>, running: &Running<'_>, error: Error) -> Error {
-    if !matches!(error, Error::Nbd { .. }) {
-        return error;
-    }
-    let domain = capture.domain.name().to_owned();
-    match capture.domain.settled_state(&Cancel::new()) {
-        Ok(RunState::ShutOff) | Err(_) => return Error::DomainStopped { domain },
-        Ok(RunState::PausedByIoError) if running.was_running => {
-            return Error::GuestPaused {
-                domain,
-                resumed: false,
-            };
-        }
-        Ok(_) => {}
-    }
-    match job::current(capture.domain, &capture.names) {
-        Ok(Found::Nothing) => Error::JobEnded { domain },
-        _ => error,
-    }
-}
-
-/// Deletes all our checkpoints but one. Failures are warnings: the next run tries again.
-fn delete_checkpoints_but(capture: &Capture<'_>, kept: Option<&str>, all_disks: &[String]) {
-    let handle = &capture.domain.handle;
-    let all: Vec<&str> = all_disks.iter().map(String::as_str).collect();
-    let ours = checkpoints::ours(handle, &capture.names).unwrap_or_default();
-    for name in ours {
-        if Some(&*name) == kept {
-            continue;
-        }
-        match checkpoints::remove(handle, &name, &all) {
-            Ok(()) => capture.journal.event(Event::CheckpointDeleted { name }),
-            Err(error) => capture.journal.warn(format!(
-                "checkpoint {name} could not be deleted, the next backup tries again: {error}"
-            )),
-        }
-    }
-}
-
-/// Lets a guest run again that QEMU paused for want of scratch space.
-fn resume_after_io_error(capture: &Capture<'_>, was_running: bool) -> bool {
-    let handle = &capture.domain.handle;
-    if !was_running || handle.state() != Ok(RunState::PausedByIoError) {
-        return false;
-    }
-    match handle.resume() {
-        Ok(()) => {
-            capture
-                .journal
-                .warn("the guest had been paused by an I/O error and runs again");
-            true
-        }
-        Err(error) => {
-            capture.journal.warn(format!(
-                "the guest is paused by an I/O error and could not be resumed: {error}"
-            ));
-            false
-        }
-    }
-}
-
-impl Running<'_> {
-    /// Ends the job; whether the guest had to be resumed.
-    fn end(&mut self) -> bool {
-        if std::mem::replace(&mut self.ended, true) {
-            return false;
-        }
-        let capture = self.capture;
-        if let Err(error) = job::end(&capture.domain.handle, &capture.names, &self.files) {
-            self.is_stuck = true;
-            capture.journal.warn(format!(
-                "the backup job could not be ended, the next backup clears it: {error}"
-            ));
-        }
-        resume_after_io_error(capture, self.was_running)
-    }
-
-    /// Undoes everything, and completes the error with what came of it.
-    fn give_up(mut self, mut error: Error) -> Error {
-        let was_resumed = self.end();
-        if let Error::GuestPaused { resumed, .. } = &mut error {
-            *resumed = was_resumed;
-        }
-        error
-    }
-
-    /// Deletes the new checkpoint, if it exists.
-    fn undo_checkpoint(&mut self) {
-        let Some(name) = self.checkpoint.take() else {
-            return;
-        };
-        let capture = self.capture;
-        if self.is_stuck {
-            let text = format!("checkpoint {name} stays until the next backup deletes it");
-            capture.journal.warn(text);
-            return;
-        }
-        let all = self.all_disks.clone();
-        let wanted = name.clone();
-        let removed = job::bounded(&capture.domain.handle, move |handle| {
-            let all: Vec<&str> = all.iter().map(String::as_str).collect();
-            checkpoints::remove(handle, &wanted, &all)
-        });
-        match removed {
-            Err(error) if error.kind() == ErrorKind::Unsupported => capture.journal.note(format!(
-                "checkpoint {name} stays until the next backup: the domain is shut off"
-            )),
-            Err(error) => capture.journal.warn(format!(
-                "checkpoint {name} could not be deleted, the next backup does it: {error}"
-            )),
-            Ok(()) => {}
-        }
-    }
-}
-
-impl Drop for Running<'_> {
-    fn drop(&mut self) {
-        self.end();
-        self.undo_checkpoint();
     }
 }

@@ -17,7 +17,7 @@ impl Names {
         Self::of(&repo.id().to_string(), domain)
     }
 
-    fn of(repo: &str, domain: DomainUuid) -> Self {
+    pub(crate) fn of(repo: &str, domain: DomainUuid) -> Self {
         let repo = repo.get(..8).unwrap_or(repo);
         Self {
             prefix: format!("virtkeep-{repo}-"),
@@ -37,6 +37,8 @@ impl Names {
 
     /// The file name of a disk's scratch file.
     pub(crate) fn scratch(&self, point: PointId, target: &str) -> String {
+        // libvirt takes almost anything for a target whose address is given.
+        let target = target.replace(|c: char| !c.is_ascii_alphanumeric(), "_");
         format!("{}{point}-{}-{target}.scratch", self.prefix, self.domain)
     }
 
@@ -71,6 +73,8 @@ pub(crate) fn escape(text: &str) -> String {
             '>' => escaped.push_str("&gt;"),
             '\'' => escaped.push_str("&apos;"),
             '"' => escaped.push_str("&quot;"),
+            // Written out, they would be read as spaces in attributes.
+            '\n' | '\r' | '\t' => escaped.push_str(&format!("&#{};", u32::from(c))),
             c => escaped.push(c),
         }
     }
@@ -95,11 +99,20 @@ mod tests {
         assert!(ours.is_our_checkpoint(&checkpoint));
         assert!(!other_repo.is_our_checkpoint(&checkpoint));
 
+        assert!(!ours.scratch(point, "../x").contains('/'));
         for file in [ours.scratch(point, "vda"), ours.socket(point, false)] {
             assert!(ours.is_our_file(&file), "{file}");
             assert!(!other_domain.is_our_file(&file), "{file}");
             assert!(!other_repo.is_our_file(&file), "{file}");
         }
+    }
+
+    #[test]
+    fn every_text_comes_back_from_xml_as_it_was() {
+        let text = "<a> & 'b' \"c\"\td\ne\rf ü";
+        let xml = format!("<x y='{}'/>", escape(text));
+        let document = roxmltree::Document::parse(&xml).unwrap();
+        assert_eq!(document.root_element().attribute("y"), Some(text));
     }
 
     #[test]

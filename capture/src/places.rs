@@ -41,11 +41,17 @@ pub(crate) fn scratch(
     };
     let mut best: Option<ScratchPlan> = None;
     for dir in candidates {
-        let Some((free, size)) = space(dir) else {
+        // libvirt knows nothing of our working directory.
+        let dir = std::path::absolute(dir).map_err(Error::file("find", dir))?;
+        let Some((free, size)) = space(&dir) else {
+            if named.is_some() {
+                let why = std::io::ErrorKind::NotFound.into();
+                return Err(Error::file("put scratch files into", dir)(why));
+            }
             continue;
         };
         let place = ScratchPlan {
-            dir: dir.to_owned(),
+            dir,
             free,
             reserve: reserve.of(size),
         };
@@ -116,7 +122,8 @@ pub(crate) fn socket_dirs(
         private: false,
     };
     if let Some(dir) = named {
-        return vec![shared(dir.to_owned())];
+        let dir = std::path::absolute(dir).unwrap_or_else(|_| dir.to_owned());
+        return vec![shared(dir)];
     }
     let lib = if uri.ends_with("/session") {
         session_lib()
@@ -174,9 +181,13 @@ pub(crate) fn socket_path(dirs: &[SocketDir], name: impl Fn(bool) -> String) -> 
 
 /// Removes the files of dead backups of this domain into this repository. Only to be called with
 /// the domain locked and no job of ours on it. Returns what was removed.
-pub(crate) fn remove_stale_files(dirs: &[&Path], names: &Names) -> Vec<PathBuf> {
+pub(crate) fn remove_stale_files(
+    dirs: &[&Path],
+    private: Option<&Path>,
+    names: &Names,
+) -> Vec<PathBuf> {
     let mut removed = Vec::new();
-    for path in stale_files(dirs, names) {
+    for path in stale_files(dirs, private, names) {
         if std::fs::remove_file(&path).is_ok() {
             removed.push(path);
         }
@@ -184,24 +195,35 @@ pub(crate) fn remove_stale_files(dirs: &[&Path], names: &Names) -> Vec<PathBuf> 
     removed
 }
 
-/// The files that [`remove_stale_files`] would remove.
-pub(crate) fn stale_files(dirs: &[&Path], names: &Names) -> Vec<PathBuf> {
+/// The files that [`remove_stale_files`] would remove. In the domain's `private` directory the
+/// names do not say whose they are.
+pub(crate) fn stale_files(dirs: &[&Path], private: Option<&Path>, names: &Names) -> Vec<PathBuf> {
     let mut dirs: Vec<&Path> = dirs.to_vec();
     dirs.sort();
     dirs.dedup();
+    let files = |dir: &Path, is_ours: &dyn Fn(&str) -> bool| -> Vec<PathBuf> {
+        let entries = std::fs::read_dir(dir).into_iter().flatten();
+        entries
+            .filter_map(|entry| Some(entry.ok()?.path()))
+            .filter(|path| {
+                path.file_name()
+                    .is_some_and(|name| is_ours(&name.to_string_lossy()))
+            })
+            .collect()
+    };
+    let private = private
+        .into_iter()
+        .flat_map(|dir| files(dir, &|name| names.is_our_job_file(name)));
     dirs.into_iter()
-        .filter_map(|dir| std::fs::read_dir(dir).ok())
-        .flatten()
-        .filter_map(|entry| Some(entry.ok()?.path()))
-        .filter(|path| {
-            path.file_name()
-                .is_some_and(|name| names.is_our_file(&name.to_string_lossy()))
-        })
+        .flat_map(|dir| files(dir, &|name| names.is_our_file(name)))
+        .chain(private)
         .collect()
 }
 
 #[cfg(test)]
 mod tests {
+    use virtkeep_repo::{DomainUuid, PointId};
+
     use super::*;
 
     #[test]
@@ -241,5 +263,25 @@ mod tests {
         let path = socket_path(&[long.clone(), short], name).unwrap();
         assert_eq!(path, Path::new("/tmp/shared"));
         assert!(socket_path(&[long], name).is_err());
+    }
+
+    #[test]
+    fn stale_sockets_are_found_in_the_private_directory_though_they_name_no_domain() {
+        let ours = Names::of("aabbccdd00112233", DomainUuid::from_bytes([1; 16]));
+        let theirs = Names::of("aabbccdd00112233", DomainUuid::from_bytes([2; 16]));
+        let point = PointId::from_bytes([7; 10]);
+        let dir = tempfile::tempdir().unwrap();
+        let (private, shared) = (dir.path().join("private"), dir.path().join("shared"));
+        for dir in [&private, &shared] {
+            std::fs::create_dir(dir).unwrap();
+            std::fs::write(dir.join("disk.qcow2"), "").unwrap();
+            std::fs::write(dir.join(theirs.socket(point, true)), "").unwrap();
+        }
+        std::fs::write(shared.join(ours.scratch(point, "vda")), "").unwrap();
+        std::fs::write(shared.join(theirs.scratch(point, "vda")), "").unwrap();
+        let mut found = stale_files(&[&shared, &private], Some(&private), &ours);
+        found.sort();
+        let socket = private.join(theirs.socket(point, true));
+        assert_eq!(found, [socket, shared.join(ours.scratch(point, "vda"))]);
     }
 }

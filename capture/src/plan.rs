@@ -150,7 +150,13 @@ pub fn plan(host: &Host, domain: &DomainRef, repo: &Repository, options: &Option
         }
         let dirs = plan.directories(&xml);
         let dirs: Vec<&Path> = dirs.iter().map(PathBuf::as_path).collect();
-        let files = places::stale_files(&dirs, &names);
+        let sockets = places::socket_dirs(
+            host.uri(),
+            domain.handle.id(),
+            options.socket_dir.as_deref(),
+        );
+        let private = sockets.iter().find(|dir| dir.private);
+        let files = places::stale_files(&dirs, private.map(|dir| &*dir.dir), &names);
         plan.leftovers
             .extend(files.iter().map(|path| path.display().to_string()));
         note_lost_checkpoint(&mut plan, domain, &names, &points);

@@ -76,36 +76,34 @@ impl Checkpoint {
 }
 
 impl DomainHandle {
-    fn pointer(&self) -> sys::virDomainPtr {
-        // SAFETY: only used for calls made while `self` holds its reference.
-        unsafe { self.0.as_ptr() }
-    }
-
     /// Starts a backup job and, in the same instant, makes a checkpoint.
     pub(crate) fn backup_begin(&self, backup: &str, checkpoint: Option<&str>) -> CallResult<()> {
+        let domain = self.now();
         let backup = c_string(backup)?;
         let checkpoint = checkpoint.map(c_string).transpose()?;
         let checkpoint = checkpoint.as_ref().map_or(ptr::null(), |xml| xml.as_ptr());
         // SAFETY: the domain is valid; both strings are NUL-terminated or null.
         let status =
-            unsafe { sys::virDomainBackupBegin(self.pointer(), backup.as_ptr(), checkpoint, 0) };
+            unsafe { sys::virDomainBackupBegin(domain.as_ptr(), backup.as_ptr(), checkpoint, 0) };
         check(status).map(drop)
     }
 
     /// The description of the backup job that is running.
     pub(crate) fn backup_xml(&self) -> CallResult<String> {
+        let domain = self.now();
         // SAFETY: the domain is valid; the string returned is ours.
-        owned_string(unsafe { sys::virDomainBackupGetXMLDesc(self.pointer(), 0) })
+        owned_string(unsafe { sys::virDomainBackupGetXMLDesc(domain.as_ptr(), 0) })
     }
 
     /// The job that is running.
     pub(crate) fn job(&self) -> CallResult<Job> {
+        let domain = self.now();
         let mut kind: c_int = 0;
         let mut parameters: sys::virTypedParameterPtr = ptr::null_mut();
         let mut count: c_int = 0;
         // SAFETY: the domain is valid; the out-pointers live through the call.
         check(unsafe {
-            sys::virDomainGetJobStats(self.pointer(), &mut kind, &mut parameters, &mut count, 0)
+            sys::virDomainGetJobStats(domain.as_ptr(), &mut kind, &mut parameters, &mut count, 0)
         })?;
         // SAFETY: libvirt filled in an array of `count` parameters (null when there are none),
         // which stays valid until it is freed below.
@@ -123,23 +121,26 @@ impl DomainHandle {
 
     /// Asks the running job to end. A backup job ends a moment after this returns.
     pub(crate) fn abort_job(&self) -> CallResult<()> {
+        let domain = self.now();
         // SAFETY: the domain is valid.
-        check(unsafe { sys::virDomainAbortJob(self.pointer()) }).map(drop)
+        check(unsafe { sys::virDomainAbortJob(domain.as_ptr()) }).map(drop)
     }
 
     pub(crate) fn checkpoint(&self, name: &str) -> CallResult<Checkpoint> {
+        let domain = self.now();
         let name = c_string(name)?;
         // SAFETY: the domain is valid, the string NUL-terminated; the reference returned is ours.
         Checkpoint::owned(unsafe {
-            sys::virDomainCheckpointLookupByName(self.pointer(), name.as_ptr(), 0)
+            sys::virDomainCheckpointLookupByName(domain.as_ptr(), name.as_ptr(), 0)
         })
     }
 
     pub(crate) fn checkpoints(&self) -> CallResult<Vec<Checkpoint>> {
+        let domain = self.now();
         let mut array: *mut sys::virDomainCheckpointPtr = ptr::null_mut();
         // SAFETY: the domain is valid; the out-pointer lives through the call.
         let count =
-            check(unsafe { sys::virDomainListAllCheckpoints(self.pointer(), &mut array, 0) })?;
+            check(unsafe { sys::virDomainListAllCheckpoints(domain.as_ptr(), &mut array, 0) })?;
         let list = (0..usize::try_from(count).unwrap_or(0))
             // SAFETY: the array holds `count` references, each now owned by one `Checkpoint`.
             .map(|index| Checkpoint(unsafe { *array.add(index) }))
@@ -151,33 +152,37 @@ impl DomainHandle {
 
     /// Tells libvirt of a checkpoint whose bitmaps exist already. Nothing is checked.
     pub(crate) fn redefine_checkpoint(&self, xml: &str) -> CallResult<Checkpoint> {
+        let domain = self.now();
         let xml = c_string(xml)?;
         let flags = sys::VIR_DOMAIN_CHECKPOINT_CREATE_REDEFINE;
         // SAFETY: the domain is valid, the string NUL-terminated; the reference returned is ours.
         Checkpoint::owned(unsafe {
-            sys::virDomainCheckpointCreateXML(self.pointer(), xml.as_ptr(), flags)
+            sys::virDomainCheckpointCreateXML(domain.as_ptr(), xml.as_ptr(), flags)
         })
     }
 
     /// Freezes all file systems of the guest; how many.
     pub(crate) fn freeze(&self) -> CallResult<u32> {
+        let domain = self.now();
         // SAFETY: the domain is valid; no list means all file systems.
         let count =
-            check(unsafe { sys::virDomainFSFreeze(self.pointer(), ptr::null_mut(), 0, 0) })?;
+            check(unsafe { sys::virDomainFSFreeze(domain.as_ptr(), ptr::null_mut(), 0, 0) })?;
         Ok(u32::try_from(count).unwrap_or(0))
     }
 
     /// Thaws all file systems of the guest; how many.
     pub(crate) fn thaw(&self) -> CallResult<u32> {
+        let domain = self.now();
         // SAFETY: the domain is valid; no list means all file systems.
-        let count = check(unsafe { sys::virDomainFSThaw(self.pointer(), ptr::null_mut(), 0, 0) })?;
+        let count = check(unsafe { sys::virDomainFSThaw(domain.as_ptr(), ptr::null_mut(), 0, 0) })?;
         Ok(u32::try_from(count).unwrap_or(0))
     }
 
     /// How many seconds the daemon waits for an answer of this domain's guest agent; −2: forever.
     pub(crate) fn set_agent_timeout(&self, seconds: i32) -> CallResult<()> {
+        let domain = self.now();
         // SAFETY: the domain is valid.
-        check(unsafe { sys::virDomainAgentSetResponseTimeout(self.pointer(), seconds, 0) })
+        check(unsafe { sys::virDomainAgentSetResponseTimeout(domain.as_ptr(), seconds, 0) })
             .map(drop)
     }
 }

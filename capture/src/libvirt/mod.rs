@@ -6,6 +6,9 @@
 mod calls;
 mod error;
 
+use std::sync::{Arc, PoisonError, RwLock};
+
+use virt::connect::Connect;
 use virt::domain::{
     Domain, DomainPausedReason, DomainState, DomainStateReason, DomainStateReasonEnum,
 };
@@ -16,9 +19,9 @@ pub use error::{ErrorKind, LibvirtError};
 /// The result of a libvirt call.
 pub(crate) type CallResult<T> = Result<T, LibvirtError>;
 
-/// A domain and the calls on it.
+/// A domain and the calls on it. Clones share the connection, also a [renewed](Self::renew) one.
 #[derive(Clone)]
-pub(crate) struct DomainHandle(Domain);
+pub(crate) struct DomainHandle(Arc<RwLock<Domain>>);
 
 /// What a domain is doing, as far as a backup cares.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -75,20 +78,43 @@ pub(crate) enum XmlKind {
 
 impl DomainHandle {
     pub(crate) fn new(domain: Domain) -> Self {
-        Self(domain)
+        Self(Arc::new(RwLock::new(domain)))
+    }
+
+    /// The domain on the connection there is now. To be kept until the error of a call has been
+    /// looked at: giving up a reference clears it.
+    fn now(&self) -> Domain {
+        self.0
+            .read()
+            .unwrap_or_else(PoisonError::into_inner)
+            .clone()
+    }
+
+    /// Connects again if the daemon has closed the connection, as it does when it is restarted.
+    /// Returns whether it had to. A connection that is lost shows only once a call has failed.
+    pub(crate) fn renew(&self, uri: &str) -> CallResult<bool> {
+        let domain = self.now();
+        if domain.connect()?.is_alive()? {
+            return Ok(false);
+        }
+        let uuid = domain.uuid_string()?;
+        let connection = Connect::open(Some(uri))?;
+        let found = connection.lookup_domain_by_uuid_string(&uuid)?;
+        *self.0.write().unwrap_or_else(PoisonError::into_inner) = found;
+        Ok(true)
     }
 
     pub(crate) fn name(&self) -> CallResult<String> {
-        Ok(self.0.name()?)
+        Ok(self.now().name()?)
     }
 
     pub(crate) fn uuid(&self) -> CallResult<String> {
-        Ok(self.0.uuid_string()?)
+        Ok(self.now().uuid_string()?)
     }
 
     /// The number of a running domain.
     pub(crate) fn id(&self) -> Option<u32> {
-        self.0.id()
+        self.now().id()
     }
 
     /// With what a restore needs: passwords are part of it.
@@ -97,11 +123,11 @@ impl DomainHandle {
             XmlKind::Live => 0,
             XmlKind::Inactive => sys::VIR_DOMAIN_XML_INACTIVE,
         };
-        Ok(self.0.xml_desc(inactive | sys::VIR_DOMAIN_XML_SECURE)?)
+        Ok(self.now().xml_desc(inactive | sys::VIR_DOMAIN_XML_SECURE)?)
     }
 
     pub(crate) fn state(&self) -> CallResult<RunState> {
-        let (state, reason) = self.0.state()?;
+        let (state, reason) = self.now().state()?;
         let io_error = matches!(
             reason,
             DomainStateReasonEnum::Known(DomainStateReason::Paused(paused))
@@ -112,19 +138,19 @@ impl DomainHandle {
             Some(DomainState::Paused) if io_error => RunState::PausedByIoError,
             Some(DomainState::Shutdown) => RunState::Stopping,
             Some(DomainState::Shutoff) => RunState::ShutOff,
-            Some(DomainState::Crashed) if !self.0.is_active()? => RunState::ShutOff,
+            Some(DomainState::Crashed) if !self.now().is_active()? => RunState::ShutOff,
             // Suspended, crashed but kept, and whatever comes: QEMU is there.
-            _ if self.0.is_active()? => RunState::Paused,
+            _ if self.now().is_active()? => RunState::Paused,
             _ => RunState::ShutOff,
         })
     }
 
     /// Capacity of a disk in bytes; of a running or a shut-off domain.
     pub(crate) fn capacity(&self, target: &str) -> CallResult<u64> {
-        Ok(self.0.block_info(target, 0)?.capacity)
+        Ok(self.now().block_info(target, 0)?.capacity)
     }
 
     pub(crate) fn resume(&self) -> CallResult<()> {
-        Ok(self.0.resume().map(drop)?)
+        Ok(self.now().resume().map(drop)?)
     }
 }

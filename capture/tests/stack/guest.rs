@@ -101,6 +101,38 @@ fn a_guest_that_fills_the_scratch_space_runs_on_and_the_backup_is_given_up() {
 }
 
 #[test]
+fn a_guest_is_not_kept_frozen_while_somebody_elses_job_is_in_the_way() {
+    struct Intrude<'a>(&'a World, Log);
+    impl Observer for Intrude<'_> {
+        fn event(&self, event: &Event) {
+            self.1.event(event);
+            if matches!(event, Event::Frozen { .. }) {
+                let World { dir, name, .. } = self.0;
+                let job = dir.path().join("job.xml");
+                let socket = dir.path().join("theirs.sock");
+                let xml = format!(
+                    "<domainbackup mode='pull'><server transport='unix' socket='{}'/></domainbackup>",
+                    text(&socket)
+                );
+                std::fs::write(&job, xml).unwrap();
+                self.0.virsh(&["backup-begin", name, text(&job)]);
+            }
+        }
+    }
+    let world = booted();
+    let intrude = Intrude(&world, Log::default());
+    let error = world
+        .try_backup(&options(), &intrude, &Cancel::new())
+        .unwrap_err();
+    assert_eq!(error.code(), "domain-busy", "{error}");
+    let log = intrude.1.text();
+    assert!(log.contains("the guest was thawed before"), "{log}");
+    assert!(!is_frozen(&world));
+    let job = world.virsh(&["backup-dumpxml", &world.name]);
+    assert!(job.contains("theirs.sock"), "{job}");
+}
+
+#[test]
 fn a_guest_frozen_by_a_backup_that_is_killed_is_thawed() {
     const CHILD: &str = "VIRTKEEP_TEST_KILLED_WHILE_FROZEN";
     const NAME: &str = "guest::a_guest_frozen_by_a_backup_that_is_killed_is_thawed";

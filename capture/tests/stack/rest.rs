@@ -150,3 +150,96 @@ fn any_nbd_export_becomes_a_point_and_one_that_falls_silent_is_given_up() {
     assert_eq!(error.code(), "nbd-stalled", "{error}");
     assert_eq!(world.repo.points().unwrap().len(), 1);
 }
+
+#[test]
+fn a_server_that_takes_one_connection_and_short_requests_is_read_all_the_same() {
+    let world = World::new(&["a.raw"]);
+    let image = world.image(0);
+    // Extents that are longer and shorter than the server's limit, data at both ends.
+    for write in ["0 3M", "5M 4k", "6100k 70k", "63M 1M"] {
+        let command = format!("write -P 0x5a {write}");
+        run("qemu-io", &["-f", "raw", "-c", &command, text(image)]);
+    }
+    for mode in ["disable", "emulate"] {
+        let socket = world.dir.path().join(format!("{mode}.sock"));
+        let mut server = Command::new("nbdkit")
+            .args(["-f", "-U", text(&socket)])
+            .args(["--filter=multi-conn", "--filter=blocksize-policy"])
+            .args(["file", text(image), &format!("multi-conn-mode={mode}")])
+            .args(["blocksize-error-policy=error", "blocksize-minimum=512"])
+            .args(["blocksize-preferred=4k", "blocksize-maximum=96k"])
+            .stdin(Stdio::null())
+            .spawn()
+            .unwrap();
+        while !socket.exists() {
+            std::thread::sleep(Duration::from_millis(20));
+        }
+        let point = backup_nbd(
+            &format!("nbd+unix:///?socket={}", text(&socket)),
+            mode,
+            &world.repo,
+            &options(),
+            &Log::default(),
+            &Cancel::new(),
+        );
+        server.kill().unwrap();
+        server.wait().unwrap();
+        let point = point.unwrap();
+        world.assert_restores(&point, &[read_image(image, "raw")]);
+        assert!(point.disks[0].stats.read_bytes < 8 << 20);
+    }
+}
+
+#[test]
+fn an_image_at_rest_that_another_machine_writes_to_is_refused() {
+    let running = World::started(&["a.qcow2"]);
+    let script = concat!(env!("CARGO_MANIFEST_DIR"), "/../tests/stack/domain-xml");
+    let name = format!("{}-twin", running.name);
+    let xml = running.dir.path().join("twin.xml");
+    std::fs::write(&xml, run(script, &[&name, text(running.image(0))])).unwrap();
+    running.virsh(&["define", text(&xml)]);
+    let twin = running.host.domain(&name).unwrap();
+    let result = virtkeep_capture::backup(
+        &running.host,
+        &twin,
+        &running.repo,
+        &options(),
+        &Log::default(),
+        &Cancel::new(),
+    );
+    running.virsh(&["undefine", &name]);
+    let error = result.unwrap_err();
+    assert_eq!(error.code(), "image-in-use", "{error}");
+}
+
+#[test]
+fn what_looks_like_an_image_on_another_file_is_only_read_when_the_format_is_given() {
+    let world = World::new(&["a.raw"]);
+    let path = world.dir.path().join("overlay.qcow2");
+    run(
+        "qemu-img",
+        &[
+            "create",
+            "-q",
+            "-f",
+            "qcow2",
+            "-F",
+            "raw",
+            "-b",
+            text(world.image(0)),
+            text(&path),
+        ],
+    );
+    let backup = |format: Option<&str>| {
+        let image = ImageSource {
+            path: path.clone(),
+            format: format.map(str::to_owned),
+        };
+        let (log, cancel) = (Log::default(), Cancel::new());
+        backup_image(&image, "x", &world.repo, &options(), &log, &cancel)
+    };
+    let error = backup(None).unwrap_err();
+    assert_eq!(error.code(), "unfit-disk", "{error}");
+    assert!(error.to_string().contains("a.raw"), "{error}");
+    backup(Some("qcow2")).unwrap();
+}

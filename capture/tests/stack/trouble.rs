@@ -244,3 +244,89 @@ fn a_killed_qemu_costs_a_full_read_of_the_disks_whose_bitmap_it_took_along() {
     world.assert_restores(&next, &world.references());
     assert_eq!(world.checkpoints(), [next.checkpoint.unwrap()]);
 }
+
+#[test]
+fn a_restart_of_the_daemon_during_the_backup_costs_nothing() {
+    const CHILD: &str = "VIRTKEEP_TEST_DAEMON_OF_ITS_OWN";
+    const NAME: &str = "trouble::a_restart_of_the_daemon_during_the_backup_costs_nothing";
+    if std::env::var_os(CHILD).is_none() {
+        // Other tests use the daemon around us.
+        let with_libvirt = concat!(env!("CARGO_MANIFEST_DIR"), "/../tests/stack/with-libvirt");
+        let exe = std::env::current_exe().unwrap();
+        let status = Command::new(with_libvirt)
+            .args([text(&exe), "--exact", NAME])
+            .env(CHILD, "1")
+            .status();
+        return assert!(status.unwrap().success());
+    }
+    let world = World::started(&["a.qcow2"]);
+    world.io(0, "write -P 0x5a 0 64M");
+    let restart = WhileReading::new(|| {
+        let pid = std::fs::read_to_string("/run/libvirtd.pid").unwrap();
+        run("kill", &["-TERM", pid.trim()]);
+        while std::path::Path::new(&format!("/proc/{}/exe", pid.trim())).exists() {
+            std::thread::sleep(Duration::from_millis(20));
+        }
+        run("libvirtd", &["-d"]);
+    });
+    let point = world
+        .try_backup(&options(), &restart, &Cancel::new())
+        .unwrap();
+    world.assert_restores(&point, &world.references());
+    world.assert_nothing_runs();
+    assert_eq!(world.checkpoints(), [point.checkpoint.unwrap()]);
+}
+
+/// Does something once, when it is told that the backup has been planned.
+struct AfterPlanning<F>(Log, F);
+
+impl<F: Fn() + Send + Sync> Observer for AfterPlanning<F> {
+    fn event(&self, event: &Event) {
+        self.0.event(event);
+        if matches!(event, Event::Started { .. }) {
+            (self.1)();
+        }
+    }
+}
+
+#[test]
+fn a_disk_that_is_exchanged_after_the_planning_is_noticed() {
+    let world = World::started(&["a.qcow2"]);
+    world.io(0, "write -P 0x5a 0 8M");
+    let first = world.backup();
+    let overlay = world.dir.path().join("overlay.qcow2");
+    let spec = format!("vda,file={}", text(&overlay));
+    let exchange = AfterPlanning(Log::default(), || {
+        let create = ["snapshot-create-as", &world.name, "s", "--disk-only"];
+        drop(world.virsh(&[&create[..], &["--diskspec", &spec]].concat()));
+    });
+    let error = world
+        .try_backup(&options(), &exchange, &Cancel::new())
+        .unwrap_err();
+    assert_eq!(error.code(), "disk-exchanged", "{error}");
+    world.assert_nothing_runs();
+    assert_eq!(world.checkpoints(), [first.checkpoint.unwrap()]);
+    assert_eq!(world.backup().disks[0].mode, CaptureMode::Incremental);
+    world.virsh(&["snapshot-delete", &world.name, "s", "--metadata"]);
+}
+
+#[test]
+fn directories_with_hostile_names_hold_scratch_files_and_sockets() {
+    let world = World::started(&["a.qcow2"]);
+    let dir = world.dir.path().join("it's <x> & \"\té\"");
+    std::fs::create_dir(&dir).unwrap();
+    let options = Options {
+        scratch_dir: Some(dir.clone()),
+        socket_dir: Some(dir.clone()),
+        ..options()
+    };
+    let (log, cancel) = (Log::default(), Cancel::new());
+    world.try_backup(&options, &log, &cancel).unwrap();
+    assert_eq!(std::fs::read_dir(&dir).unwrap().count(), 0);
+    let nowhere = Options {
+        scratch_dir: Some(dir.join("missing")),
+        ..options
+    };
+    let error = world.try_backup(&nowhere, &log, &cancel).unwrap_err();
+    assert_eq!(error.code(), "host-file", "{error}");
+}
