@@ -149,7 +149,8 @@ fn is_this_job(domain: &DomainHandle, socket: Option<&Path>, names: &Names) -> C
     }
     let files = files_of(&domain.backup_xml()?).unwrap_or_default();
     Ok(match (&files.socket, socket) {
-        (Some(found), Some(ours)) => found == ours,
+        // The name has a point's id in it. libvirt may write unusual directories in another way.
+        (Some(found), Some(ours)) => found.file_name() == ours.file_name(),
         _ => files.all().any(|path| {
             path.file_name()
                 .is_some_and(|name| names.is_our_job_file(&name.to_string_lossy()))

@@ -323,6 +323,7 @@ fn directories_with_hostile_names_hold_scratch_files_and_sockets() {
     let (log, cancel) = (Log::default(), Cancel::new());
     world.try_backup(&options, &log, &cancel).unwrap();
     assert_eq!(std::fs::read_dir(&dir).unwrap().count(), 0);
+    world.assert_nothing_runs();
     let nowhere = Options {
         scratch_dir: Some(dir.join("missing")),
         ..options
