@@ -8,10 +8,11 @@ use std::path::PathBuf;
 use std::sync::Arc;
 use std::time::{Duration, Instant};
 
+use virtkeep_repo::format::pack::{FinishedPack, PackEntry};
 use virtkeep_repo::index::{
-    FileGate, Held, Identity, Index, IndexFiles, IndexLock, LocalFiles, NewPack,
+    FileGate, Held, Identity, Index, IndexFiles, IndexLock, LocalFiles,
 };
-use virtkeep_repo::{LeaseId, PackId, PackKind, PointId, RawId, RepoId};
+use virtkeep_repo::{LeaseId, PackId, PackKind, PointId, RawId, RecordKind, RepoId};
 
 /// Entries gathered before they are added, as a long backup does.
 const BATCH: u64 = 1 << 20;
@@ -98,7 +99,7 @@ fn measure(index: &Index, filled: u64) {
         ("a pack of 2,300", PER_PACK),
         ("a slice of 16 Ki, alone", 16 << 10),
     ] {
-        let new: Vec<Vec<NewPack>> = (0..10)
+        let new: Vec<Vec<FinishedPack>> = (0..10)
             .map(|round| {
                 let first = (1 << 40) + (filled + round) * (1 << 20) + size * (1 << 50);
                 packs(first..first + size)
@@ -115,21 +116,26 @@ fn id(number: u64) -> RawId {
     RawId::from_bytes(*blake3::hash(&number.to_le_bytes()).as_bytes())
 }
 
-fn packs(numbers: std::ops::Range<u64>) -> Vec<NewPack> {
+fn packs(numbers: std::ops::Range<u64>) -> Vec<FinishedPack> {
     let mut packs = Vec::new();
     let mut first = numbers.start;
     while first < numbers.end {
         let end = (first + PER_PACK).min(numbers.end);
         let name = blake3::hash(&first.to_be_bytes());
         let name: [u8; 16] = name.as_bytes()[..16].try_into().expect("16 of 32");
-        packs.push(NewPack {
+        packs.push(FinishedPack {
             id: PackId::from_bytes(name),
             kind: PackKind::Data,
             lease: LeaseId::from_bytes([1; 16]),
             bytes: 64 << 20,
             entries: (first..end)
                 .zip(0u32..)
-                .map(|(n, at)| (id(n), at * 28_000, 28_000))
+                .map(|(n, at)| PackEntry {
+                    id: id(n),
+                    kind: RecordKind::Chunk,
+                    offset: at * 28_000,
+                    len: 28_000,
+                })
                 .collect(),
         });
         first = end;

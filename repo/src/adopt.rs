@@ -5,7 +5,7 @@
 use std::collections::HashSet;
 
 use crate::format::pack::{read_header, read_table};
-use crate::index::{NewPack, PackState};
+use crate::index::PackState;
 use crate::storage::{Folder, ObjectName};
 use crate::store::Store;
 use crate::{LeaseId, PackId, Result};
@@ -33,7 +33,7 @@ pub(crate) fn adopt_packs(store: &Store, alive: &HashSet<LeaseId>) -> Result<()>
         });
         // One that cannot be read is not ours to judge, and no reason to refuse a backup.
         if let Ok(Some(pack)) = pack {
-            store.index.add_packs(&[NewPack::from(pack)])?;
+            store.index.add_packs(&[pack])?;
         }
     }
     Ok(())

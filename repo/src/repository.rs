@@ -15,13 +15,13 @@ use crate::format::geometry::{ChunkSize, FanOut};
 use crate::format::point::POINT_BYTES_MAX;
 use crate::index::{FileGate, Identity, Index, IndexLock, LocalFiles, NoLock};
 use crate::keys::IdKey;
-use crate::lease::{LeaseStore, Roots};
+use crate::lease::{LeaseStore, ReaderLease, Roots};
 use crate::limits::NODES_CACHED_MAX;
 use crate::storage::{Folder, LocalStorage, ObjectName, Storage};
 use crate::store::Store;
 use crate::{
     Backup, ByteLen, Codec, Disk, DiskReader, DomainLock, DomainUuid, Env, Error, LeaseId,
-    MaintenanceLock, Point, PointId, RepoId, Result, StoredFile,
+    MaintenanceLock, Point, PointId, RepoId, Result, RootId, StoredFile,
 };
 
 /// The folders of a repository.
@@ -107,17 +107,23 @@ impl Repository {
         }
         refuse_foreign_content(path)?;
         refuse_old_content(&LocalStorage::new(path), path)?;
+        let absolute = std::path::absolute(path).map_err(Error::io("find", path))?;
+        let missing = missing_directories(&absolute);
+        let existing = missing
+            .first()
+            .and_then(|top| top.parent())
+            .unwrap_or(&absolute);
+        if !options.unsafe_network_fs {
+            file_system::refuse_network(existing)?;
+        }
         for folder in FOLDERS {
-            let folder = path.join(folder);
+            let folder = absolute.join(folder);
             // What the guests hold, and the id key, are for the owner alone.
             fs::DirBuilder::new()
                 .recursive(true)
                 .mode(0o700)
                 .create(&folder)
                 .map_err(Error::io("create", &folder))?;
-        }
-        if !options.unsafe_network_fs {
-            file_system::refuse_network(path)?;
         }
         Index::create(
             Arc::new(LocalFiles::new(path)),
@@ -126,10 +132,9 @@ impl Repository {
         )?;
         // Last: without its settings it is no repository yet, and `init` can be repeated.
         LocalStorage::new(path).put(&ObjectName::Config, config.print().as_bytes())?;
-        sync_directory(
-            path.parent()
-                .filter(|parent| !parent.as_os_str().is_empty()),
-        )?;
+        for directory in std::iter::once(existing).chain(missing.iter().map(PathBuf::as_path)) {
+            sync_directory(directory)?;
+        }
         let options = OpenOptions {
             unsafe_network_fs: options.unsafe_network_fs,
             ..OpenOptions::default()
@@ -203,25 +208,15 @@ impl Repository {
 
     /// All points, oldest first.
     ///
-    /// The records in `points/` say which there are; the index only spares reading them.
+    /// The records in `points/` say which there are; the index only spares reading them. A record
+    /// that is damaged hides no other point: [`damaged_points`](Self::damaged_points) tells of it.
     pub fn points(&self) -> Result<Vec<Point>> {
-        let mut cached: HashMap<PointId, Vec<u8>> =
-            self.store.index.points()?.into_iter().collect();
-        let mut points = Vec::new();
-        for name in self.store.storage.list(Folder::Points)? {
-            let ObjectName::Point(id) = name else {
-                continue;
-            };
-            let point = cached
-                .remove(&id)
-                .and_then(|record| format::point::decode(&record, id, &self.store.keys).ok());
-            match point {
-                Some(point) => points.push(point),
-                None => points.extend(self.load_uncached(id)?),
-            }
-        }
-        points.sort_by_key(|point| (point.time, point.id));
-        Ok(points)
+        Ok(self.scan_points()?.sound)
+    }
+
+    /// The points whose records cannot be read, and why.
+    pub fn damaged_points(&self) -> Result<Vec<(PointId, Error)>> {
+        Ok(self.scan_points()?.damaged)
     }
 
     /// One point.
@@ -273,18 +268,26 @@ impl Repository {
         let lease = if self.lockless {
             None
         } else {
-            let roots = Roots {
-                points: vec![point.id],
-                disks: vec![disk.root],
-            };
-            let recheck = || self.check_exists(point.id);
-            let reader = |_: &_| recheck();
-            Some(
-                self.leases
-                    .reader("virtkeep", roots, &self.store.index, reader)?,
-            )
+            self.reader_lease(point.id, disk.root)?
         };
         DiskReader::open(Arc::clone(&self.store), disk.root, lease)
+    }
+
+    /// A lease on one disk. A full file system is no reason not to restore: then there is none, and
+    /// the disk stays readable as long as its point is not forgotten and pruned meanwhile.
+    fn reader_lease(&self, point: PointId, disk: RootId) -> Result<Option<ReaderLease>> {
+        let roots = Roots {
+            points: vec![point],
+            disks: vec![disk],
+        };
+        let recheck = |_: &_| self.check_exists(point);
+        match self
+            .leases
+            .reader("virtkeep", roots, &self.store.index, recheck)
+        {
+            Err(error) if error.is_no_space() => Ok(None),
+            lease => lease.map(Some),
+        }
     }
 
     /// The content of a file kept with a point.
@@ -342,8 +345,49 @@ impl Repository {
             alone => alone?,
         };
         adopt_packs(&self.store, &alive)?;
+        self.reconcile_points()?;
         self.store.storage.remove_debris()?;
         self.leases.sweep()
+    }
+
+    /// Makes the index's cache of points hold the records there are, after somebody was killed between
+    /// the one and the other.
+    fn reconcile_points(&self) -> Result<()> {
+        let names = self.store.storage.list(Folder::Points)?;
+        let present: Vec<PointId> = names
+            .into_iter()
+            .filter_map(|name| match name {
+                ObjectName::Point(id) => Some(id),
+                _ => None,
+            })
+            .collect();
+        self.store
+            .index
+            .reconcile_points(&present, |id| match self.record(id) {
+                Err(Error::NoSuchPoint { .. }) => Ok(None),
+                record => record.map(Some),
+            })
+    }
+
+    fn scan_points(&self) -> Result<PointScan> {
+        let mut cached: HashMap<PointId, Vec<u8>> =
+            self.store.index.points()?.into_iter().collect();
+        let mut scan = PointScan::default();
+        for name in self.store.storage.list(Folder::Points)? {
+            let ObjectName::Point(id) = name else {
+                continue;
+            };
+            let point = cached
+                .remove(&id)
+                .and_then(|record| format::point::decode(&record, id, &self.store.keys).ok());
+            match point.map_or_else(|| self.load_uncached(id), |point| Ok(Some(point))) {
+                Ok(point) => scan.sound.extend(point),
+                Err(error @ Error::Corrupt { .. }) => scan.damaged.push((id, error)),
+                Err(error) => return Err(error),
+            }
+        }
+        scan.sound.sort_by_key(|point| (point.time, point.id));
+        Ok(scan)
     }
 
     /// Reads a point that the index has no row for, and gives it one. A point that has been
@@ -387,6 +431,13 @@ impl Repository {
         }
         Ok(())
     }
+}
+
+/// The points there are.
+#[derive(Default)]
+struct PointScan {
+    sound: Vec<Point>,
+    damaged: Vec<(PointId, Error)>,
 }
 
 fn new_config(path: &Path, options: &InitOptions, env: &Env) -> Result<Config> {
@@ -488,9 +539,16 @@ fn refuse_old_content(storage: &dyn Storage, path: &Path) -> Result<()> {
     Ok(())
 }
 
-fn sync_directory(path: Option<&Path>) -> Result<()> {
-    let path = path.unwrap_or(Path::new("."));
+/// The directories on the way to `path`, itself included, that do not exist; the outermost first.
+fn missing_directories(path: &Path) -> Vec<PathBuf> {
+    let missing = path.ancestors().take_while(|ancestor| !ancestor.exists());
+    let mut missing: Vec<PathBuf> = missing.map(Path::to_owned).collect();
+    missing.reverse();
+    missing
+}
+
+fn sync_directory(path: &Path) -> Result<()> {
     fs::File::open(path)
-        .and_then(|dir| dir.sync_all())
+        .and_then(|directory| directory.sync_all())
         .map_err(Error::io("sync", path))
 }

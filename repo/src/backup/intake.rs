@@ -13,10 +13,9 @@ use crossbeam_channel::{Receiver, Sender};
 
 use crate::PackKind;
 use crate::format::node::{Node, Root};
-use crate::format::pack::PackWriter;
+use crate::format::pack::{FinishedPack, PackWriter};
 use crate::format::record;
 use crate::ids::ContentId;
-use crate::index::NewPack;
 use crate::manifest::{NodeSink, Stored};
 use crate::store::Store;
 use crate::sync::lock;
@@ -34,6 +33,7 @@ pub(super) struct Intake {
     shared: Arc<Shared>,
     data: Mutex<Option<PackWriter>>,
     meta: Mutex<Option<PackWriter>>,
+    distrust_nodes: AtomicBool,
     finishing: Option<Sender<PackWriter>>,
     finisher: Option<thread::JoinHandle<()>>,
 }
@@ -67,6 +67,7 @@ impl Intake {
             shared,
             data: Mutex::default(),
             meta: Mutex::default(),
+            distrust_nodes: AtomicBool::new(false),
             finishing: Some(finishing),
             finisher: Some(finisher),
         }
@@ -98,12 +99,38 @@ impl Intake {
     }
 
     /// Stores a node or root record.
-    fn put_encoded(&self, kind: RecordKind, id: RawId, raw: &[u8], fresh: bool) -> Result<Stored> {
-        if fresh {
+    fn put_encoded<I: ContentId>(&self, id: I, raw: &[u8], fresh: bool) -> Result<Stored> {
+        let distrust = self.distrust_nodes.load(Ordering::SeqCst);
+        if fresh && !distrust {
             self.shared.refuse_after_failure()?;
-            return self.put_unknown(kind, id, raw);
+            return self.put_unknown(I::KIND, id.raw(), raw);
         }
-        Ok(self.put(kind, &[(id, raw)])?[0])
+        let stored = self.put(I::KIND, &[(id.raw(), raw)])?[0];
+        if !stored.new && distrust {
+            return self.put_unless_readable(id, raw);
+        }
+        Ok(stored)
+    }
+
+    /// From now on a node that the index knows is read before it is relied on: damage to nodes was
+    /// seen, and may reach further than what was looked at.
+    pub(super) fn distrust_nodes(&self) {
+        self.distrust_nodes.store(true, Ordering::SeqCst);
+    }
+
+    fn put_unless_readable<I: ContentId>(&self, id: I, raw: &[u8]) -> Result<Stored> {
+        let store = &self.shared.store;
+        if self.shared.in_hand().contains(&id.raw()) {
+            return Ok(Stored::default());
+        }
+        match store.fetch(id) {
+            Err(Error::Corrupt { .. } | Error::Missing { .. }) => {
+                self.shared
+                    .note(store.index.write(|edit| edit.want(&[id.raw()])))?;
+                self.put_unknown(I::KIND, id.raw(), raw)
+            }
+            fetched => fetched.map(|_| Stored::default()),
+        }
     }
 
     /// Makes everything taken in durable and known to the index.
@@ -204,14 +231,14 @@ impl NodeSink for Intake {
     fn put_node(&self, node: &Node, fresh: bool) -> Result<(NodeId, Stored)> {
         let encoded = node.encode();
         let id = self.shared.store.keys.node_id(&encoded);
-        let stored = self.put_encoded(RecordKind::Node, id.raw(), &encoded, fresh)?;
+        let stored = self.put_encoded(id, &encoded, fresh)?;
         Ok((id, stored))
     }
 
     fn put_root(&self, root: &Root, fresh: bool) -> Result<(RootId, Stored)> {
         let encoded = root.encode();
         let id = self.shared.store.keys.root_id(&encoded);
-        let stored = self.put_encoded(RecordKind::Root, id.raw(), &encoded, fresh)?;
+        let stored = self.put_encoded(id, &encoded, fresh)?;
         Ok((id, stored))
     }
 }
@@ -231,8 +258,8 @@ impl Shared {
         self.note(self.index_packs(&mut gathered)).ok();
     }
 
-    fn finish_pack(&self, writer: PackWriter, gathered: &mut Vec<NewPack>) -> Result<()> {
-        gathered.push(NewPack::from(writer.finish()?));
+    fn finish_pack(&self, writer: PackWriter, gathered: &mut Vec<FinishedPack>) -> Result<()> {
+        gathered.push(writer.finish()?);
         let entries: usize = gathered.iter().map(|pack| pack.entries.len()).sum();
         if entries >= INDEX_BATCH_ENTRIES {
             self.index_packs(gathered)
@@ -242,15 +269,15 @@ impl Shared {
     }
 
     /// Tells the index of durable packs; from then on their records are found there.
-    fn index_packs(&self, gathered: &mut Vec<NewPack>) -> Result<()> {
+    fn index_packs(&self, gathered: &mut Vec<FinishedPack>) -> Result<()> {
         if gathered.is_empty() {
             return Ok(());
         }
         self.store.index.add_packs(gathered)?;
         let mut in_hand = self.in_hand();
         for pack in gathered.drain(..) {
-            for (id, ..) in pack.entries {
-                in_hand.remove(&id);
+            for entry in pack.entries {
+                in_hand.remove(&entry.id);
             }
         }
         Ok(())

@@ -19,15 +19,17 @@ use plan::Planner;
 use crate::budget::Budget;
 use crate::format;
 use crate::format::geometry::{DISK_BYTES_MAX, SECTOR_BYTES};
+use crate::format::node::{Node, Root};
 use crate::ids::ContentId;
 use crate::lease::WriterLease;
 use crate::limits::{BACKUP_BYTES_IN_FLIGHT_MAX, FILE_BYTES_MAX, FILE_PIECE_BYTES};
-use crate::manifest::{Shape, Tree};
+use crate::manifest::{NodeSource, Shape, Tree};
 use crate::storage::ObjectName;
 use crate::store::Store;
 use crate::{
-    ByteLen, Cancel, Consistency, Disk, DiskSource, DiskStats, Domain, Error, FileRole, Point,
-    PointId, Progress, RawId, RecordKind, Result, RootId, SourceKind, StoredFile, UnixMillis,
+    ByteLen, Cancel, Consistency, Disk, DiskSource, DiskStats, Domain, Error, FileRole, NodeId,
+    Point, PointId, Progress, RawId, RecordKind, Result, RootId, SourceKind, StoredFile,
+    UnixMillis,
 };
 
 /// A backup in progress. Holds a writer lease; dropping it commits nothing and loses nothing.
@@ -113,8 +115,12 @@ impl Backup {
             chunk_size: store.keys.chunk_size(),
             fan_out: store.fan_out,
         };
+        let healing = HealingSource {
+            store,
+            intake: &self.intake,
+        };
         // A parent that cannot be read costs a full read, not the backup.
-        let parent = parent.and_then(|disk| Tree::open(disk.root, store).ok());
+        let parent = parent.and_then(|disk| Tree::open(disk.root, &healing).ok());
         let planner = Planner::new(shape, source, parent, &self.wanted);
         let around = Surroundings {
             store,
@@ -194,5 +200,32 @@ impl Backup {
         store.index.put_point(id, &record).ok();
         drop(lease);
         Ok(point)
+    }
+}
+
+/// The nodes of a parent. What cannot be read of them is wanted from then on: the nodes this backup
+/// builds in their place have the same ids, and must be stored anew to be of any use.
+struct HealingSource<'a> {
+    store: &'a Store,
+    intake: &'a Intake,
+}
+
+impl HealingSource<'_> {
+    fn heal_if_damaged<T>(&self, id: RawId, read: Result<T>) -> Result<T> {
+        if let Err(Error::Corrupt { .. } | Error::Missing { .. }) = &read {
+            self.intake.distrust_nodes();
+            self.store.index.write(|edit| edit.want(&[id]))?;
+        }
+        read
+    }
+}
+
+impl NodeSource for HealingSource<'_> {
+    fn node(&self, id: NodeId) -> Result<Arc<Node>> {
+        self.heal_if_damaged(id.raw(), self.store.node(id))
+    }
+
+    fn root(&self, id: RootId) -> Result<Root> {
+        self.heal_if_damaged(id.raw(), self.store.root(id))
     }
 }

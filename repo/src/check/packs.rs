@@ -12,7 +12,7 @@ use crate::format::walk::{Found, walk};
 use crate::index::{Location, PackRow, PackState};
 use crate::storage::{Folder, ObjectName};
 use crate::store::Store;
-use crate::sync::into_inner;
+use crate::sync::{into_inner, lock};
 use crate::{Cancel, Error, PackId, RawId, Repository, Result};
 
 /// What is known of a pack.
@@ -39,6 +39,8 @@ struct Findings {
     health: Mutex<Health>,
     packs_read: AtomicU64,
     bytes_read: AtomicU64,
+    /// Records that the index finds just where they are.
+    confirmed: AtomicU64,
 }
 
 /// Looks at every pack, and says which records can be relied on.
@@ -57,7 +59,9 @@ pub(super) fn check(
         health: Mutex::default(),
         packs_read: AtomicU64::new(0),
         bytes_read: AtomicU64::new(0),
+        confirmed: AtomicU64::new(0),
     };
+    let entries = store.index.stats()?.entries;
     rows.par_iter().enumerate().try_for_each(|(number, row)| {
         cancel.check()?;
         let read = is_in_share(number, options.read_data_percent);
@@ -73,6 +77,7 @@ pub(super) fn check(
             report.unindexed_bytes += store.storage.len(&name)?.unwrap_or(0);
         }
     }
+    findings.compare_totals(entries, store)?;
     report.packs = rows.len() as u64;
     report.packs_read = findings.packs_read.into_inner();
     report.bytes_read = findings.bytes_read.into_inner();
@@ -111,7 +116,8 @@ impl Findings {
             read_table(&*store.storage, id, &store.keys)
         };
         match table {
-            Err(error @ Error::Corrupt { .. }) => {
+            // A medium that cannot be read any more is damage like any other.
+            Err(error @ (Error::Corrupt { .. } | Error::Io { .. })) => {
                 self.damaged(reason(&error), id, good_records(store, id)?);
                 return Ok(bytes);
             }
@@ -133,25 +139,49 @@ impl Findings {
         Ok(if read { bytes } else { 0 })
     }
 
-    /// Everything that a pack holds must be found through the index.
+    /// Everything that a pack holds must be found through the index, here or in another pack.
     fn compare_with_index(&self, store: &Store, pack: &FinishedPack) -> Result<()> {
         let ids: Vec<RawId> = pack.entries.iter().map(|entry| entry.id).collect();
-        let places = store.index.locate(&ids)?;
-        let absent = places.iter().filter(|place| place.is_none()).count();
+        let (mut absent, mut confirmed) = (0, 0);
+        for (entry, place) in pack.entries.iter().zip(store.index.locate(&ids)?) {
+            match place {
+                None => absent += 1,
+                Some(at) if at.pack != pack.id => {}
+                Some(at) => {
+                    confirmed += u64::from((at.offset, at.len) == (entry.offset, entry.len))
+                }
+            }
+        }
+        self.confirmed.fetch_add(confirmed, Ordering::Relaxed);
         if absent > 0 {
             let what = format!("the index lacks {absent} records of pack {}", pack.id);
-            crate::sync::lock(&self.damage).push(what);
+            lock(&self.damage).push(what);
+        }
+        Ok(())
+    }
+
+    /// An entry of the index that no pack confirms points to a wrong place. Only told where nothing
+    /// else is wrong, and where nobody changed the index meanwhile.
+    fn compare_totals(&self, entries: u64, store: &Store) -> Result<()> {
+        let confirmed = self.confirmed.load(Ordering::Relaxed);
+        let mut damage = lock(&self.damage);
+        let unchanged = store.index.stats()?.entries == entries;
+        if damage.is_empty() && unchanged && confirmed < entries {
+            let wrong = entries - confirmed;
+            damage.push(format!(
+                "the index has {wrong} records at places where they are not"
+            ));
         }
         Ok(())
     }
 
     fn damaged(&self, what: String, id: PackId, good: HashSet<u32>) {
-        crate::sync::lock(&self.damage).push(what);
+        lock(&self.damage).push(what);
         self.note(id, PackHealth::Damaged { good });
     }
 
     fn note(&self, id: PackId, health: PackHealth) {
-        crate::sync::lock(&self.health).insert(id, health);
+        lock(&self.health).insert(id, health);
     }
 }
 
@@ -165,7 +195,7 @@ fn good_records(store: &Store, id: PackId) -> Result<HashSet<u32>> {
         Ok(())
     });
     match walked {
-        Ok(()) | Err(Error::Corrupt { .. } | Error::Missing { .. }) => Ok(good),
+        Ok(()) | Err(Error::Corrupt { .. } | Error::Missing { .. } | Error::Io { .. }) => Ok(good),
         Err(error) => Err(error),
     }
 }

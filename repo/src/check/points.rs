@@ -68,6 +68,10 @@ impl<'a> PointWalk<'a> {
     fn disk(&mut self, disk: &Disk) -> Result<Lost> {
         let mut lost = Lost::default();
         match self.store.root(disk.root) {
+            Ok(root) if root.size != disk.size.0 => {
+                let why = format!("its root record is of a disk of {} bytes", root.size);
+                lost.add(0..disk.size.0, why);
+            }
             Ok(root) => {
                 let shape = Shape::of(&root);
                 if let Some(top) = root.top {

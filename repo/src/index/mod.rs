@@ -41,8 +41,8 @@ use files::AnyBackend;
 use overlay::Overlay;
 use tables::{N_OWNER, N_REPO, N_SCHEMA, SCHEMA};
 
-use crate::format::pack::{FinishedPack, PackEntry};
-use crate::{Error, LeaseId, PackId, PackKind, PointId, RawId, RepoId, Result};
+use crate::format::pack::FinishedPack;
+use crate::{Error, PointId, RawId, RepoId, Result};
 
 /// Memory redb may use for its cache, in bytes.
 const CACHE_BYTES: usize = 64 << 20;
@@ -71,34 +71,6 @@ pub struct Identity {
     pub repo: RepoId,
     /// `index_owner` of `config.toml`: fences off an index that was left behind by another host.
     pub owner: u64,
-}
-
-/// A pack that was stored and is to be found from now on.
-#[derive(Clone, Debug)]
-pub struct NewPack {
-    /// Its name.
-    pub id: PackId,
-    /// What it holds.
-    pub kind: PackKind,
-    /// The lease of its writer.
-    pub lease: LeaseId,
-    /// Size of the file.
-    pub bytes: u64,
-    /// Id, offset and length of each record.
-    pub entries: Vec<(RawId, u32, u32)>,
-}
-
-impl From<FinishedPack> for NewPack {
-    fn from(pack: FinishedPack) -> Self {
-        let entry = |entry: PackEntry| (entry.id, entry.offset, entry.len);
-        Self {
-            id: pack.id,
-            kind: pack.kind,
-            lease: pack.lease,
-            bytes: pack.bytes,
-            entries: pack.entries.into_iter().map(entry).collect(),
-        }
-    }
 }
 
 /// The index of one repository. Shared between threads.
@@ -270,7 +242,7 @@ impl Index {
     ///
     /// Entries are sorted and committed in slices, with the lock released between them: the larger
     /// the batch, the less an entry costs.
-    pub fn add_packs(&self, packs: &[NewPack]) -> Result<()> {
+    pub fn add_packs(&self, packs: &[FinishedPack]) -> Result<()> {
         let present = self.read(View::entries)?;
         add_in_slices(packs, present, |slice| self.write(slice))
     }
@@ -384,7 +356,7 @@ impl Rebuild<'_> {
     }
 
     /// Adds packs; as [`Index::add_packs`].
-    pub fn add_packs(&self, packs: &[NewPack]) -> Result<()> {
+    pub fn add_packs(&self, packs: &[FinishedPack]) -> Result<()> {
         let present = self
             .index
             .guarded(|| View::new(self.database.begin_read()?).entries())?;
@@ -414,14 +386,14 @@ type Slice<'a> = &'a mut dyn FnMut(&Edit) -> Result<(), Fault>;
 /// Adds packs and their entries, sorted by id, in transactions of limited size, each run by `write`, to
 /// an index with `present` entries.
 fn add_in_slices(
-    packs: &[NewPack],
+    packs: &[FinishedPack],
     present: u64,
     mut write: impl FnMut(Slice) -> Result<()>,
 ) -> Result<()> {
     let mut entries: Vec<(RawId, usize, u32, u32)> = Vec::new();
     for (place, pack) in packs.iter().enumerate() {
         let located = pack.entries.iter();
-        entries.extend(located.map(|(id, offset, len)| (*id, place, *offset, *len)));
+        entries.extend(located.map(|entry| (entry.id, place, entry.offset, entry.len)));
     }
     entries.sort_unstable();
     let mut numbers: Vec<u32> = Vec::new();
@@ -461,7 +433,7 @@ fn slice_len(batch: usize, present: u64) -> usize {
     (SLICE_LEAVES_MAX * sharing_a_leaf).min(SLICE_ENTRIES_MAX)
 }
 
-fn row_of(pack: &NewPack) -> PackRow {
+fn row_of(pack: &FinishedPack) -> PackRow {
     PackRow {
         id: pack.id,
         kind: pack.kind,

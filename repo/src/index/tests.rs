@@ -6,6 +6,8 @@ use std::path::Path;
 use std::sync::Arc;
 
 use super::*;
+use crate::format::pack::PackEntry;
+use crate::{LeaseId, PackId, PackKind, RecordKind};
 
 const REPO: RepoId = RepoId::from_bytes([7; 16]);
 const IDENTITY: Identity = Identity {
@@ -34,18 +36,25 @@ pub(crate) fn id(number: u64) -> RawId {
 }
 
 /// A pack whose records are the ids of these numbers, 100 bytes each.
-pub(crate) fn pack(name: u8, numbers: impl IntoIterator<Item = u64>) -> NewPack {
+pub(crate) fn pack(name: u8, numbers: impl IntoIterator<Item = u64>) -> FinishedPack {
     let places = numbers.into_iter().zip(0u32..);
-    NewPack {
+    FinishedPack {
         id: PackId::from_bytes([name; 16]),
         kind: PackKind::Data,
         lease: LeaseId::from_bytes([name; 16]),
         bytes: 1000,
-        entries: places.map(|(n, place)| (id(n), place * 100, 100)).collect(),
+        entries: places
+            .map(|(n, place)| PackEntry {
+                id: id(n),
+                kind: RecordKind::Chunk,
+                offset: place * 100,
+                len: 100,
+            })
+            .collect(),
     }
 }
 
-fn at(pack: &NewPack, place: u32) -> Option<Location> {
+fn at(pack: &FinishedPack, place: u32) -> Option<Location> {
     Some(Location {
         pack: pack.id,
         offset: place * 100,

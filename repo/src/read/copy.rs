@@ -17,11 +17,10 @@ use crate::limits::{
     COPY_WINDOW_CHUNKS_MAX, PACK_READ_BYTES_MAX, PACK_READ_GAP_MAX, RESTORE_BYTES_IN_FLIGHT_MAX,
     SINK_WRITE_BYTES_MAX,
 };
+use crate::manifest::chunk;
 use crate::storage::ObjectName;
 use crate::sync::lock;
-use crate::{
-    ByteLen, Cancel, ChunkId, DiskOffset, Error, ExtentState, Progress, RecordKind, Result,
-};
+use crate::{ByteLen, Cancel, ChunkId, DiskOffset, Error, Progress, RecordKind, Result};
 
 /// A chunk to be copied: where it belongs and where it is kept.
 #[derive(Clone, Copy)]
@@ -91,32 +90,36 @@ pub(super) fn copy(
 impl Copy<'_> {
     /// The chunks from `at` on, as many as one window holds, in the order of the packs, and where the
     /// window ends. Zeroes on the way go to the sink at once.
-    fn window(&self, mut at: u64) -> Result<(u64, Vec<Item>)> {
-        let chunk_bytes = self.reader.root.chunk_size.as_u64();
-        let until = DiskOffset(self.range.end);
+    fn window(&self, start: u64) -> Result<(u64, Vec<Item>)> {
+        let shape = self.reader.shape();
+        let chunk_bytes = shape.chunk_size.as_u64();
         let mut tree = self.reader.tree();
         let mut places: Vec<(u64, ChunkId)> = Vec::new();
-        while at < until.0 && places.len() < COPY_WINDOW_CHUNKS_MAX && !self.stopped() {
-            for extent in self.reader.extents(DiskOffset(at), until)? {
-                if extent.state == ExtentState::Zero {
-                    self.sink
-                        .zero(extent.start, extent.len)
-                        .map_err(Error::Source)?;
-                    self.progress.passed(extent.len.0);
-                    at = extent.end().0;
-                    continue;
+        let mut at = start;
+        let mut zeroes_from = start;
+        while at < self.range.end && places.len() < COPY_WINDOW_CHUNKS_MAX && !self.stopped() {
+            let leaf_index = at / shape.leaf_bytes();
+            let span = tree.next_span(leaf_index)?;
+            let Some(leaf) = span.leaf else {
+                at = (leaf_index + span.leaves).saturating_mul(shape.leaf_bytes());
+                continue;
+            };
+            let end = ((leaf_index + 1) * shape.leaf_bytes()).min(self.range.end);
+            while at < end {
+                let chunk_start = at - at % chunk_bytes;
+                let position = chunk_start % shape.leaf_bytes() / chunk_bytes;
+                let next = (chunk_start + chunk_bytes).min(end);
+                if let Some(id) = chunk(&leaf, position) {
+                    self.zero(zeroes_from..at)?;
+                    zeroes_from = next;
+                    places.push((chunk_start, id));
                 }
-                while at < extent.end().0 && places.len() < COPY_WINDOW_CHUNKS_MAX {
-                    let start = at - at % chunk_bytes;
-                    let id = self.reader.chunk_at(&mut tree, at)?;
-                    places.push((start, id.expect("an extent of data consists of chunks")));
-                    at = (start + chunk_bytes).min(extent.end().0);
-                }
-                if at < extent.end().0 {
-                    break;
-                }
+                at = next;
             }
         }
+        let at = at.min(self.range.end);
+        self.zero(zeroes_from..at)?;
+
         let ids: Vec<_> = places.iter().map(|(_, id)| id.raw()).collect();
         let locations = self.reader.store.locate(RecordKind::Chunk, &ids)?;
         let mut items: Vec<Item> = places
@@ -126,6 +129,18 @@ impl Copy<'_> {
             .collect();
         items.sort_unstable_by_key(|item| (item.location.pack, item.location.offset, item.at));
         Ok((at, items))
+    }
+
+    /// Hands zeroes to the sink.
+    fn zero(&self, range: Range<u64>) -> Result<()> {
+        if range.start < range.end {
+            let len = ByteLen(range.end - range.start);
+            self.sink
+                .zero(DiskOffset(range.start), len)
+                .map_err(Error::Source)?;
+            self.progress.passed(len.0);
+        }
+        Ok(())
     }
 
     /// Bytes a read holds in memory, about: what it fetches, and one run for the sink.

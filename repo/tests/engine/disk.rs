@@ -47,6 +47,18 @@ impl MemoryDisk {
         MemorySource {
             bytes: &self.bytes,
             dirty: Some(std::mem::take(&mut self.dirty)),
+            claims_all_unchanged: false,
+            reads: Mutex::default(),
+        }
+    }
+
+    /// The disk as a source shows it that takes everything for unchanged, also what the parent never
+    /// had.
+    pub(crate) fn claimed_unchanged(&self) -> MemorySource<'_> {
+        MemorySource {
+            bytes: &self.bytes,
+            dirty: Some(BTreeSet::new()),
+            claims_all_unchanged: true,
             reads: Mutex::default(),
         }
     }
@@ -57,6 +69,7 @@ impl MemoryDisk {
         MemorySource {
             bytes: &self.bytes,
             dirty: None,
+            claims_all_unchanged: false,
             reads: Mutex::default(),
         }
     }
@@ -66,6 +79,7 @@ impl MemoryDisk {
 pub(crate) struct MemorySource<'a> {
     bytes: &'a [u8],
     dirty: Option<BTreeSet<usize>>,
+    claims_all_unchanged: bool,
     /// Offset and length of every read.
     pub(crate) reads: Mutex<Vec<(u64, usize)>>,
 }
@@ -73,6 +87,9 @@ pub(crate) struct MemorySource<'a> {
 impl MemorySource<'_> {
     fn state(&self, sector: usize) -> ExtentState {
         let start = sector * 512;
+        if self.claims_all_unchanged {
+            return ExtentState::Unchanged;
+        }
         if self.bytes[start..start + 512].iter().all(|byte| *byte == 0) {
             ExtentState::Zero
         } else if self

@@ -10,5 +10,6 @@ mod check;
 mod disk;
 mod hardship;
 mod histories;
+mod parents;
 mod restore;
 mod resume;
