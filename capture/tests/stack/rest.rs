@@ -243,3 +243,31 @@ fn what_looks_like_an_image_on_another_file_is_only_read_when_the_format_is_give
     assert!(error.to_string().contains("a.raw"), "{error}");
     backup(Some("qcow2")).unwrap();
 }
+
+#[test]
+fn what_was_read_at_rest_is_discarded_when_anybody_writes_to_the_image_meanwhile() {
+    let world = World::new(&["a.qcow2"]);
+    let path = world.image(0);
+    let write = |what: &str| drop(run("qemu-io", &["-c", what, text(path)]));
+    write("write -P 0x5a 0 64M");
+    let meddle = || WhileReading::new(|| write("write -P 0x5b 32M 64k"));
+    let error = world
+        .try_backup(&options(), &meddle(), &Cancel::new())
+        .unwrap_err();
+    assert_eq!(error.code(), "domain-started", "{error}");
+
+    let raw = world.dir.path().join("b.raw");
+    std::fs::write(&raw, vec![7; 64 << 20]).unwrap();
+    let file = std::fs::File::options().write(true).open(&raw).unwrap();
+    let meddle = WhileReading::new(|| {
+        std::os::unix::fs::FileExt::write_all_at(&file, &[8; 512], 0).unwrap();
+    });
+    let image = ImageSource {
+        path: raw,
+        format: None,
+    };
+    let cancel = Cancel::new();
+    let error = backup_image(&image, "x", &world.repo, &options(), &meddle, &cancel).unwrap_err();
+    assert_eq!(error.code(), "image-changed", "{error}");
+    assert!(world.repo.points().unwrap().is_empty());
+}
