@@ -63,6 +63,6 @@ pub use point::{
 };
 pub use progress::{NoProgress, Progress};
 pub use read::{DiskReader, DiskSink};
-pub use repository::{InitOptions, OpenOptions, Repository, Stats};
+pub use repository::{InitOptions, OpenOptions, RebuildReport, Repository, Stats};
 pub use source::{DiskSource, Extent, ExtentState, Next, ReadQueue, ReadRequest, SourceError};
 pub use units::{ByteLen, DiskOffset, UnixMillis};

@@ -1,35 +1,26 @@
-//! A repository on a local file system: making one, opening one, and what it offers.
+//! A repository on a local file system, and what it offers.
+
+mod open;
+mod rebuild;
+
+pub use rebuild::RebuildReport;
 
 use std::collections::{HashMap, HashSet};
-use std::fs;
-use std::os::unix::fs::DirBuilderExt;
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
 
 use crate::adopt::adopt_packs;
-use crate::cache::Cache;
-use crate::config::{CONFIG_BYTES_MAX, Config};
-use crate::file_system;
+use crate::config::Config;
 use crate::format;
 use crate::format::geometry::{ChunkSize, FanOut};
 use crate::format::point::POINT_BYTES_MAX;
-use crate::index::{FileGate, Identity, Index, IndexLock, LocalFiles, NoLock};
-use crate::keys::IdKey;
 use crate::lease::{LeaseStore, ReaderLease, Roots};
-use crate::limits::NODES_CACHED_MAX;
-use crate::storage::{Folder, LocalStorage, ObjectName, Storage};
+use crate::storage::{Folder, ObjectName};
 use crate::store::Store;
 use crate::{
-    Backup, ByteLen, Codec, Disk, DiskReader, DomainLock, DomainUuid, Env, Error, LeaseId,
+    Backup, ByteLen, Codec, Disk, DiskReader, DomainLock, DomainUuid, Error, LeaseId,
     MaintenanceLock, Point, PointId, RepoId, Result, RootId, StoredFile,
 };
-
-/// The folders of a repository.
-const FOLDERS: [&str; 5] = ["packs", "points", "leases", "pins", "locks"];
-/// The settings: a directory with this file is a repository.
-const CONFIG: &str = "config.toml";
-/// The index file.
-const INDEX: &str = "index.redb";
 
 /// How `init` sets a repository up.
 #[derive(Clone, Debug)]
@@ -95,97 +86,6 @@ pub struct Stats {
 }
 
 impl Repository {
-    /// Makes a new repository in `path`, which must be missing or an empty directory.
-    pub fn init(path: &Path, options: &InitOptions, env: Env) -> Result<Self> {
-        let config = new_config(path, options, &env)?;
-        if path.join(CONFIG).exists() {
-            let why = "a repository is there already".to_owned();
-            return Err(Error::AlreadyExists {
-                path: path.to_owned(),
-                why,
-            });
-        }
-        refuse_foreign_content(path)?;
-        refuse_old_content(&LocalStorage::new(path), path)?;
-        let absolute = std::path::absolute(path).map_err(Error::io("find", path))?;
-        let missing = missing_directories(&absolute);
-        let existing = missing
-            .first()
-            .and_then(|top| top.parent())
-            .unwrap_or(&absolute);
-        if !options.unsafe_network_fs {
-            file_system::refuse_network(existing)?;
-        }
-        for folder in FOLDERS {
-            let folder = absolute.join(folder);
-            // What the guests hold, and the id key, are for the owner alone.
-            fs::DirBuilder::new()
-                .recursive(true)
-                .mode(0o700)
-                .create(&folder)
-                .map_err(Error::io("create", &folder))?;
-        }
-        Index::create(
-            Arc::new(LocalFiles::new(path)),
-            Arc::new(FileGate::new(&path.join("locks"), "virtkeep init")),
-            identity(&config),
-        )?;
-        // Last: without its settings it is no repository yet, and `init` can be repeated.
-        LocalStorage::new(path).put(&ObjectName::Config, config.print().as_bytes())?;
-        for directory in std::iter::once(existing).chain(missing.iter().map(PathBuf::as_path)) {
-            sync_directory(directory)?;
-        }
-        let options = OpenOptions {
-            unsafe_network_fs: options.unsafe_network_fs,
-            ..OpenOptions::default()
-        };
-        Self::open(path, &options, env)
-    }
-
-    /// Opens the repository at `path`.
-    pub fn open(path: &Path, options: &OpenOptions, env: Env) -> Result<Self> {
-        let storage = LocalStorage::new(path);
-        let config = read_config(path, &storage)?;
-        if !options.read_only {
-            config.check_writable()?;
-        }
-        if !options.unsafe_network_fs {
-            file_system::refuse_network(path)?;
-        }
-        let read_only_media = file_system::is_read_only(path)?;
-        if read_only_media && !options.read_only {
-            let why = "its file system is mounted read-only".to_owned();
-            return Err(Error::ReadOnly {
-                path: path.to_owned(),
-                why,
-            });
-        }
-        let lockless = read_only_media || (options.read_only && options.no_lock);
-        let lock: Arc<dyn IndexLock> = if lockless {
-            Arc::new(NoLock::new(path))
-        } else {
-            Arc::new(FileGate::new(&path.join("locks"), "virtkeep"))
-        };
-        let index = Index::open(Arc::new(LocalFiles::new(path)), lock, identity(&config))?;
-        let store = Store {
-            storage: Arc::new(storage),
-            index,
-            keys: config.keys(),
-            fan_out: config.fan_out,
-            codec: config.codec,
-            nodes: Cache::new(NODES_CACHED_MAX),
-            env: env.clone(),
-        };
-        Ok(Self {
-            path: path.to_owned(),
-            config,
-            store: Arc::new(store),
-            leases: LeaseStore::new(&path.join("leases"), env),
-            lockless,
-            read_only: options.read_only,
-        })
-    }
-
     /// Where it is.
     pub fn path(&self) -> &Path {
         &self.path
@@ -438,117 +338,4 @@ impl Repository {
 struct PointScan {
     sound: Vec<Point>,
     damaged: Vec<(PointId, Error)>,
-}
-
-fn new_config(path: &Path, options: &InitOptions, env: &Env) -> Result<Config> {
-    let invalid = |why: String| Error::NotARepository {
-        path: path.to_owned(),
-        why,
-    };
-    let chunk_size = ChunkSize::new(options.chunk_size.0).ok_or_else(|| {
-        let found = options.chunk_size;
-        invalid(format!(
-            "a chunk size of {found} is not a power of two from 4 KiB to 4 MiB"
-        ))
-    })?;
-    let fan_out = FanOut::new(options.fan_out.into()).ok_or_else(|| {
-        invalid(format!(
-            "a fan-out of {} is neither 64 nor 256",
-            options.fan_out
-        ))
-    })?;
-    Ok(Config::new(
-        RepoId::from_bytes(env.random_bytes()),
-        IdKey::from_bytes(env.random_bytes()),
-        chunk_size,
-        fan_out,
-        options.codec,
-    ))
-}
-
-fn read_config(path: &Path, storage: &dyn Storage) -> Result<Config> {
-    let none = |why: String| Error::NotARepository {
-        path: path.to_owned(),
-        why,
-    };
-    let directory = match fs::metadata(path) {
-        Err(error) if error.kind() == std::io::ErrorKind::NotFound => {
-            return Err(Error::NoRepository {
-                path: path.to_owned(),
-            });
-        }
-        found => found.map_err(Error::io("examine", path))?.is_dir(),
-    };
-    if !directory {
-        return Err(none("it is not a directory".to_owned()));
-    }
-    let text = storage
-        .read_whole(&ObjectName::Config, CONFIG_BYTES_MAX)
-        .map_err(|error| match error {
-            Error::Missing { .. } => none(format!("it has no {CONFIG}")),
-            error => error,
-        })?;
-    let text = String::from_utf8(text).map_err(|_| none(format!("its {CONFIG} is not text")))?;
-    Config::parse(&text, path)
-}
-
-fn identity(config: &Config) -> Identity {
-    Identity {
-        repo: config.id,
-        owner: config.index_owner,
-    }
-}
-
-/// An `init` that was cut short may be repeated; anything else in the directory is not ours.
-fn refuse_foreign_content(path: &Path) -> Result<()> {
-    let entries = match fs::read_dir(path) {
-        Err(error) if error.kind() == std::io::ErrorKind::NotFound => return Ok(()),
-        entries => entries.map_err(Error::io("list", path))?,
-    };
-    for entry in entries {
-        let name = entry.map_err(Error::io("list", path))?.file_name();
-        let ours = FOLDERS.iter().any(|folder| name == *folder)
-            || name.to_string_lossy().starts_with(INDEX)
-            || name.to_string_lossy() == format!("{CONFIG}.tmp");
-        if !ours {
-            let name = name.to_string_lossy();
-            let why = format!("it is not empty (it holds {name:?}): choose a new directory");
-            return Err(Error::AlreadyExists {
-                path: path.to_owned(),
-                why,
-            });
-        }
-    }
-    Ok(())
-}
-
-/// A repository that has lost its settings can be saved with a copy of them, but not once it was
-/// given new ones.
-fn refuse_old_content(storage: &dyn Storage, path: &Path) -> Result<()> {
-    for folder in [Folder::Packs, Folder::Points] {
-        if !storage.list(folder)?.is_empty() {
-            let why = format!(
-                "it holds packs or points of a repository that has lost its {CONFIG}: put a copy of that file back"
-            );
-            return Err(Error::AlreadyExists {
-                path: path.to_owned(),
-                why,
-            });
-        }
-    }
-    Ok(())
-}
-
-/// The directories on the way to `path`, itself included, that do not exist; the outermost first.
-fn missing_directories(path: &Path) -> Vec<PathBuf> {
-    let missing = path.ancestors().take_while(|ancestor| !ancestor.exists());
-    let mut missing: Vec<PathBuf> = missing.map(Path::to_owned).collect();
-    missing.reverse();
-    missing
-}
-
-fn sync_directory(path: &Path) -> Result<()> {
-    fs::File::open(path)
-        .and_then(|directory| directory.sync_all())
-        .map_err(Error::io("sync", path))
 }

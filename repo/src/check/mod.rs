@@ -12,6 +12,7 @@ use std::collections::HashMap;
 use std::ops::Range;
 
 use packs::PackHealth;
+pub(crate) use packs::reason;
 use points::PointWalk;
 
 use crate::storage::{Folder, ObjectName};

@@ -201,7 +201,7 @@ fn good_records(store: &Store, id: PackId) -> Result<HashSet<u32>> {
 }
 
 /// What a damage consists of, without the advice to run the check that found it.
-pub(super) fn reason(error: &Error) -> String {
+pub(crate) fn reason(error: &Error) -> String {
     match error {
         Error::Corrupt {
             what,

@@ -5,8 +5,10 @@ use std::collections::HashMap;
 use redb::{ReadableTable, ReadableTableMetadata, WriteTransaction};
 
 use super::fault::Fault;
+use super::row_of;
 use super::tables::*;
 use super::view::decode;
+use crate::format::pack::FinishedPack;
 use crate::{PackId, PointId, RawId, RepoId};
 
 /// One id and its place.
@@ -92,6 +94,23 @@ impl Edit {
         Ok(())
     }
 
+    /// Adds a few packs and their entries at once, as [`Index::add_packs`](super::Index::add_packs)
+    /// does it with many.
+    pub fn add_packs(&self, packs: &[FinishedPack]) -> Result<(), Fault> {
+        for pack in packs {
+            let number = self.enter_pack(row_of(pack))?;
+            let entries = pack.entries.iter().map(|entry| Entry {
+                id: entry.id,
+                pack: number,
+                offset: entry.offset,
+                len: entry.len,
+            });
+            self.add_entries(entries)?;
+            self.packs_entered(&[number])?;
+        }
+        Ok(())
+    }
+
     /// Adds entries, which should be sorted by id.
     ///
     /// An id that is there keeps its place, so that adding is idempotent and readers keep finding
@@ -150,6 +169,14 @@ impl Edit {
         for id in ids {
             wanted.insert(id.as_bytes(), ())?;
         }
+        Ok(())
+    }
+
+    /// Makes the epoch at least `epoch`.
+    pub fn raise_epoch(&self, epoch: u64) -> Result<(), Fault> {
+        let mut numbers = self.transaction.open_table(NUMBERS)?;
+        let now = numbers.get(N_EPOCH)?.map_or(0, |now| now.value());
+        numbers.insert(N_EPOCH, now.max(epoch))?;
         Ok(())
     }
 

@@ -96,19 +96,29 @@ impl Index {
         Ok(index)
     }
 
+    /// The index of a repository, of which nothing is asked yet.
+    pub fn at(files: Arc<dyn IndexFiles>, lock: Arc<dyn IndexLock>, identity: Identity) -> Self {
+        Self {
+            files,
+            lock,
+            identity,
+        }
+    }
+
     /// Opens the index, looking only whether it is one and this repository's.
     pub fn open(
         files: Arc<dyn IndexFiles>,
         lock: Arc<dyn IndexLock>,
         identity: Identity,
     ) -> Result<Self> {
-        let index = Self {
-            files,
-            lock,
-            identity,
-        };
-        index.read(|view| index.verify(view))?;
+        let index = Self::at(files, lock, identity);
+        index.check_identity()?;
         Ok(index)
+    }
+
+    /// An error unless this is an index, and this repository's.
+    pub fn check_identity(&self) -> Result<()> {
+        self.read(|view| self.verify(view))
     }
 
     fn verify(&self, view: &View) -> Result<(), Fault> {

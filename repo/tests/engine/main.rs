@@ -11,5 +11,6 @@ mod disk;
 mod hardship;
 mod histories;
 mod parents;
+mod rebuild;
 mod restore;
 mod resume;

@@ -1,0 +1,200 @@
+//! Building the index anew from packs and point records alone.
+//!
+//! The new index grows in a file of its own while the old one serves, if it still can; it is renamed
+//! into its place under the exclusive lock, after taking in what was stored meanwhile. Nothing but
+//! `index.redb` is touched, so this can be repeated, and loses nothing that the packs hold.
+
+use std::collections::HashSet;
+use std::path::Path;
+
+use super::{OpenOptions, Repository};
+use crate::check::reason;
+use crate::format::pack::{FinishedPack, PackEntry, PackHeader, read_header, read_table};
+use crate::format::point::{self, POINT_BYTES_MAX};
+use crate::format::walk::{Found, walk};
+use crate::index::{Edit, Fault, View};
+use crate::storage::{Folder, ObjectName};
+use crate::store::Store;
+use crate::{Cancel, Env, Error, MaintenanceLock, PackId, RawId, Result};
+
+/// Entries gathered before they are added.
+const BATCH_ENTRIES: usize = 256 << 10;
+
+/// What a rebuilt index holds.
+#[derive(Clone, Debug, Default)]
+pub struct RebuildReport {
+    /// Packs that were read.
+    pub packs: u64,
+    /// Records found in them.
+    pub records: u64,
+    /// Points found.
+    pub points: u64,
+    /// What could not be read, or only in part. Empty when all is well.
+    pub damage: Vec<String>,
+}
+
+/// What the old index knew that packs do not tell, as far as it can still be read.
+struct Memory {
+    epoch: u64,
+    wanted: Vec<RawId>,
+}
+
+impl Repository {
+    /// Builds the index of the repository at `path` anew, also where it is missing or damaged.
+    /// `progress` hears the number of packs done and of all packs.
+    pub fn rebuild_index(
+        path: &Path,
+        options: &OpenOptions,
+        env: Env,
+        progress: &dyn Fn(u64, u64),
+        cancel: &Cancel,
+    ) -> Result<RebuildReport> {
+        let repo = Self::assemble(path, options, env)?;
+        repo.check_writable()?;
+        let locks = path.join("locks");
+        std::fs::create_dir_all(&locks).map_err(Error::io("create", &locks))?;
+        let _alone = MaintenanceLock::take(&locks, "virtkeep repair")?;
+        let memory = repo.memory()?;
+        let store = &**repo.store();
+        let mut report = RebuildReport::default();
+
+        let rebuild = store.index.start_rebuild()?;
+        let packs = list_packs(store)?;
+        let mut batch = Vec::new();
+        for (done, id) in packs.iter().enumerate() {
+            cancel.check()?;
+            progress(done as u64, packs.len() as u64);
+            batch.extend(report.read_pack(store, *id)?);
+            let entries: usize = batch
+                .iter()
+                .map(|pack: &FinishedPack| pack.entries.len())
+                .sum();
+            if entries >= BATCH_ENTRIES {
+                rebuild.add_packs(&batch)?;
+                batch.clear();
+            }
+        }
+        rebuild.add_packs(&batch)?;
+        progress(packs.len() as u64, packs.len() as u64);
+
+        let mut points = HashSet::new();
+        rebuild.write(|edit| report.add_points(store, edit, &mut points))?;
+
+        let known: HashSet<PackId> = packs.into_iter().collect();
+        // What others stored since the packs were listed; nobody can add to the index from here on.
+        let mut late = Vec::new();
+        rebuild.publish(|edit| {
+            for id in list_packs(store)? {
+                if !known.contains(&id) {
+                    late.extend(report.read_pack(store, id)?);
+                }
+            }
+            edit.add_packs(&late)?;
+            report.add_points(store, edit, &mut points)?;
+            edit.raise_epoch(memory.epoch)?;
+            edit.want(&memory.wanted)
+        })?;
+        Ok(report)
+    }
+
+    /// Epochs order leases and condemned packs, so they must go on rising; the leases there are tell
+    /// how far they had come.
+    fn memory(&self) -> Result<Memory> {
+        let mut memory = Memory {
+            epoch: 1,
+            wanted: Vec::new(),
+        };
+        let index = &self.store().index;
+        if index.check_identity().is_ok() {
+            memory.epoch = index.epoch()?;
+            memory.wanted = index.read(View::wanted)?.into_iter().collect();
+        }
+        for lease in self.leases.list()? {
+            let epoch = lease.content.and_then(|content| content.epoch);
+            memory.epoch = memory.epoch.max(epoch.unwrap_or(0));
+        }
+        Ok(memory)
+    }
+}
+
+impl RebuildReport {
+    /// The table of a pack, or what can be found in it without; none when it is no pack at all.
+    fn read_pack(&mut self, store: &Store, id: PackId) -> Result<Option<FinishedPack>> {
+        let pack = match read_table(&*store.storage, id, &store.keys) {
+            Ok(pack) => pack,
+            // Pruned meanwhile.
+            Err(Error::Missing { .. }) => return Ok(None),
+            Err(error @ Error::Corrupt { .. }) => {
+                self.damage.push(reason(&error));
+                match read_header(&*store.storage, id, &store.keys) {
+                    Ok(header) => salvage(store, header)?,
+                    Err(_) => return Ok(None),
+                }
+            }
+            Err(error) => return Err(error),
+        };
+        self.packs += 1;
+        self.records += pack.entries.len() as u64;
+        Ok(Some(pack))
+    }
+
+    /// Adds the points that are not in `known` yet.
+    fn add_points(
+        &mut self,
+        store: &Store,
+        edit: &Edit,
+        known: &mut HashSet<ObjectName>,
+    ) -> Result<(), Fault> {
+        for name in store.storage.list(Folder::Points)? {
+            let ObjectName::Point(id) = name else {
+                continue;
+            };
+            if !known.insert(name) {
+                continue;
+            }
+            let record = match store.storage.read_whole(&name, POINT_BYTES_MAX as u64) {
+                // Forgotten meanwhile.
+                Err(Error::Missing { .. }) => continue,
+                record => record?,
+            };
+            match point::decode(&record, id, &store.keys) {
+                Ok(_) => {
+                    edit.put_point(id, &record)?;
+                    self.points += 1;
+                }
+                Err(error) => self.damage.push(reason(&error)),
+            }
+        }
+        Ok(())
+    }
+}
+
+fn list_packs(store: &Store) -> Result<Vec<PackId>> {
+    let names = store.storage.list(Folder::Packs)?;
+    let pack = |name| match name {
+        ObjectName::Pack(id) => Some(id),
+        _ => None,
+    };
+    Ok(names.into_iter().filter_map(pack).collect())
+}
+
+/// The records of a pack whose table cannot be read.
+fn salvage(store: &Store, header: PackHeader) -> Result<FinishedPack> {
+    let mut entries: Vec<PackEntry> = Vec::new();
+    walk(&*store.storage, header.id, &store.keys, &mut |found| {
+        if let Found::Record { entry, .. } = found {
+            entries.push(entry);
+        }
+        Ok(())
+    })?;
+    Ok(FinishedPack {
+        id: header.id,
+        kind: header.kind,
+        lease: header.lease,
+        bytes: store
+            .storage
+            .len(&ObjectName::Pack(header.id))?
+            .unwrap_or(0),
+        entries,
+    })
+}

@@ -1,0 +1,130 @@
+//! The index is a cache: packs and point records alone bring it back.
+
+use std::fs;
+
+use virtkeep_repo::{
+    Cancel, CheckOptions, CheckProgress, Env, Error, InitOptions, OpenOptions, RebuildReport,
+    Repository,
+};
+
+use crate::disk::{MemoryDisk, backup, repository, restore};
+
+const MIB: usize = 1 << 20;
+
+struct Quiet;
+
+impl CheckProgress for Quiet {
+    fn packs(&self, _: u64) {}
+    fn pack_done(&self, _: u64) {}
+    fn points(&self, _: u64) {}
+    fn point_done(&self) {}
+}
+
+fn rebuild(repo: &Repository) -> RebuildReport {
+    let options = OpenOptions::default();
+    Repository::rebuild_index(
+        repo.path(),
+        &options,
+        Env::system(),
+        &|_, _| {},
+        &Cancel::new(),
+    )
+    .unwrap()
+}
+
+fn open(repo: &Repository) -> virtkeep_repo::Result<Repository> {
+    Repository::open(repo.path(), &OpenOptions::default(), Env::system())
+}
+
+#[test]
+fn a_missing_or_garbled_index_is_built_anew_from_packs_and_records() {
+    let ways: [(&str, fn(&std::path::Path)); 4] = [
+        ("missing", |index| fs::remove_file(index).unwrap()),
+        ("empty", |index| fs::write(index, b"").unwrap()),
+        ("garbage", |index| {
+            fs::write(index, vec![0x5a; 100_000]).unwrap()
+        }),
+        ("cut short", |index| {
+            let bytes = fs::read(index).unwrap();
+            fs::write(index, &bytes[..bytes.len() / 3]).unwrap();
+        }),
+    ];
+    for (way, spoil) in ways {
+        let (_dir, repo) = repository(&InitOptions::default());
+        let mut disk = MemoryDisk::new(6 * MIB);
+        disk.write(MIB, &[7; 300_000]);
+        let first = backup(&repo, &disk.whole(), None);
+        let before = disk.bytes.clone();
+        disk.write(2 * MIB, &[8; 100_000]);
+        let second = backup(&repo, &disk.changes(), Some(&first));
+
+        spoil(&repo.path().join("index.redb"));
+        let refused = open(&repo).err().expect("an index that cannot be used");
+        assert!(matches!(refused, Error::Index { .. }), "{way}: {refused}");
+        let report = rebuild(&repo);
+        assert_eq!((report.points, report.damage.len()), (2, 0), "{way}");
+
+        let repo = open(&repo).unwrap();
+        assert!(restore(&repo, &first) == before, "{way}");
+        assert!(restore(&repo, &second) == disk.bytes, "{way}");
+        let options = CheckOptions {
+            read_data_percent: 100,
+        };
+        let check = repo.check(options, &Quiet, &Cancel::new()).unwrap();
+        assert!(check.is_clean(), "{way}: {check:?}");
+        let again = backup(&repo, &disk.whole(), None);
+        assert_eq!(
+            again.disks[0].stats.new_bytes, 0,
+            "{way}: everything is known again"
+        );
+    }
+}
+
+#[test]
+fn a_pack_without_a_readable_table_gives_what_its_records_tell() {
+    let (_dir, repo) = repository(&InitOptions::default());
+    let mut disk = MemoryDisk::new(6 * MIB);
+    for block in 0..40 {
+        disk.write(block * 65536, &[block as u8 + 1; 65536]);
+    }
+    let point = backup(&repo, &disk.whole(), None);
+    for folder in fs::read_dir(repo.path().join("packs")).unwrap() {
+        for pack in fs::read_dir(folder.unwrap().path()).unwrap() {
+            let path = pack.unwrap().path();
+            let mut bytes = fs::read(&path).unwrap();
+            let table = bytes.len() - 200;
+            bytes[table] ^= 1;
+            fs::write(&path, bytes).unwrap();
+        }
+    }
+    fs::remove_file(repo.path().join("index.redb")).unwrap();
+    let report = rebuild(&repo);
+    assert_eq!(report.damage.len(), 2, "both packs: {report:?}");
+    assert!(restore(&open(&repo).unwrap(), &point) == disk.bytes);
+}
+
+#[test]
+fn a_backup_that_runs_while_the_index_is_rebuilt_is_in_it() {
+    let (_dir, repo) = repository(&InitOptions::default());
+    let mut disk = MemoryDisk::new(6 * MIB);
+    disk.write(MIB, &[7; 300_000]);
+    backup(&repo, &disk.whole(), None);
+    let seen = std::sync::Mutex::new(None);
+    let options = OpenOptions::default();
+    let during = |_, _| {
+        // Once, between the listing of the packs and the end.
+        let mut seen = seen.lock().unwrap();
+        if seen.is_none() {
+            let mut other = MemoryDisk::new(MIB);
+            other.write(0, &[9; 70_000]);
+            let point = backup(&repo, &other.whole(), None);
+            *seen = Some((point, other.bytes));
+        }
+    };
+    let env = Env::system();
+    Repository::rebuild_index(repo.path(), &options, env, &during, &Cancel::new()).unwrap();
+    let (point, bytes) = seen.into_inner().unwrap().unwrap();
+    let repo = open(&repo).unwrap();
+    assert!(restore(&repo, &point) == bytes);
+    assert_eq!(repo.points().unwrap().len(), 2);
+}
