@@ -16,6 +16,7 @@ use crate::names::{Names, escape};
 /// How long a job may take to end, and any one call while cleaning up.
 const END_LIMIT: Duration = Duration::from_secs(30);
 const POLL: Duration = Duration::from_millis(5);
+const ASK_AGAIN: Duration = Duration::from_secs(2);
 
 /// What runs on the domain.
 pub(crate) enum Found {
@@ -100,29 +101,27 @@ fn files_of(xml: &str) -> std::result::Result<JobFiles, String> {
 /// # Errors
 /// When libvirt or QEMU do not answer in time; then the next run clears what is left.
 pub(crate) fn end(domain: &DomainHandle, names: &Names, files: &JobFiles) -> CallResult<()> {
-    let socket = files.socket.clone();
-    let our_names = names.clone();
-    let ended = bounded(domain, move |domain| {
-        if is_this_job(domain, socket.as_deref(), &our_names)? {
-            domain.abort_job()?;
-        }
-        Ok(())
-    });
-    match ended {
-        Err(error) if is_gone(&error) => {}
-        other => other?,
-    }
     let deadline = Instant::now() + END_LIMIT;
+    let mut asked: Option<Instant> = None;
     loop {
         let socket = files.socket.clone();
         let names = names.clone();
+        // Again after a while: a daemon that has just been restarted finds its jobs by and by.
+        let ask = asked.is_none_or(|at| at.elapsed() > ASK_AGAIN);
         let runs = bounded(domain, move |domain| {
-            is_this_job(domain, socket.as_deref(), &names)
+            let runs = is_this_job(domain, socket.as_deref(), &names)?;
+            if runs && ask {
+                domain.abort_job()?;
+            }
+            Ok(runs)
         });
         let runs = match runs {
             Err(error) if is_gone(&error) => false,
             other => other?,
         };
+        if runs && ask {
+            asked = Some(Instant::now());
+        }
         let scratch_gone = files.scratch.iter().all(|path| !path.exists());
         if !runs && scratch_gone {
             break;
