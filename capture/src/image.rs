@@ -201,6 +201,7 @@ impl Run<'_> {
             since: None,
             bitmap: false,
             scratch: None,
+            overlay_cluster: None,
         };
         self.journal.event(plan.event());
         let opened = std::sync::Mutex::new(Some(opened));

@@ -30,6 +30,7 @@ mod names;
 mod nbd_source;
 mod offline;
 mod options;
+mod overlay;
 mod places;
 mod plan;
 mod pull;

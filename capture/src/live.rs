@@ -464,6 +464,7 @@ fn watched_pull(
                         changes: changes.map(|(_, parent)| Changes {
                             context: format!("qemu:dirty-bitmap:{EXPORT_BITMAP}"),
                             parent_size: parent.size,
+                            overlay_cluster: disk.overlay_cluster,
                         }),
                         connections,
                     },

@@ -25,6 +25,7 @@ use virtkeep_repo::{
 
 use crate::error::{Error, Result};
 use crate::flight::Flight;
+use crate::overlay;
 use crate::stop::{BlockingCall, Stop, lock};
 
 const ALLOCATION: &str = "base:allocation";
@@ -57,6 +58,8 @@ pub(crate) struct Changes {
     /// `qemu:dirty-bitmap:NAME`.
     pub(crate) context: String,
     pub(crate) parent_size: ByteLen,
+    /// The cluster size of an image whose changes are not all told: see [`overlay`].
+    pub(crate) overlay_cluster: Option<ByteLen>,
 }
 
 /// An open export.
@@ -133,7 +136,11 @@ impl NbdSource {
                 None => break,
             }
         }
-        Ok(extents)
+        let changes = self.export.changes.as_ref();
+        Ok(match changes.and_then(|changes| changes.overlay_cluster) {
+            Some(cluster) => overlay::distrust_before_zeroes(&extents, cluster),
+            None => extents,
+        })
     }
 
     fn contexts(&self) -> Vec<&str> {

@@ -20,6 +20,7 @@ use crate::job;
 use crate::libvirt::{RunState, XmlKind};
 use crate::names::Names;
 use crate::options::Options;
+use crate::overlay;
 use crate::places;
 
 /// What a backup would do. Plain data: making one touches nothing.
@@ -70,6 +71,8 @@ pub struct DiskPlan {
     pub bitmap: bool,
     /// Where the scratch file goes (live only).
     pub scratch: Option<ScratchPlan>,
+    /// The cluster size of an image that has a backing image.
+    pub(crate) overlay_cluster: Option<ByteLen>,
 }
 
 /// A directory for scratch files.
@@ -416,6 +419,8 @@ fn disk_plan(
         since: None,
         bitmap: live && no_bitmap.is_none(),
         scratch: None,
+        overlay_cluster: (!disk.backing.is_empty())
+            .then(|| overlay::cluster_size(disk.source.path().map(Path::new))),
     };
     plan.reason = match no_bitmap {
         _ if options.full => "a full read was asked for".into(),
