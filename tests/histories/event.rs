@@ -2,6 +2,7 @@
 //! cannot be done when its time comes is passed over.
 
 use std::fmt;
+use std::ops::RangeInclusive;
 
 use fastrand::Rng;
 use virtkeep_tests::{DiskSpec, MIB};
@@ -115,10 +116,10 @@ impl Place {
         (start, self.len.min(disk_bytes - start))
     }
 
-    fn any(rng: &mut Rng) -> Self {
+    fn any(rng: &mut Rng, bits: RangeInclusive<u32>) -> Self {
         let align = *rng.choice(&[1, 512, 4096, 65536, 65536, MIB * 2]).unwrap();
         // As many short ones as long ones.
-        let bits = rng.u32(4..=22);
+        let bits = rng.u32(bits);
         let len = rng.u64(1..=1 << bits);
         let whole_units = rng.bool();
         Self {
@@ -154,9 +155,14 @@ impl Io {
             6..8 => What::Zero { unmap: rng.bool() },
             _ => What::Discard,
         };
+        // What is zeroed must hide something that was written before.
+        let bits = match what {
+            What::Pattern(_) | What::Random(_) => 4..=22,
+            What::Zero { .. } | What::Discard => 13..=22,
+        };
         Self {
             disk: rng.usize(..3),
-            place: Place::any(rng),
+            place: Place::any(rng, bits),
             what,
         }
     }

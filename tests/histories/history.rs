@@ -1,8 +1,6 @@
 //! Lets the events of a history happen, and compares all of its points in the end.
 
-use std::fs::File;
-use std::io::Write;
-use std::path::{Path, PathBuf};
+use std::path::PathBuf;
 use std::time::Duration;
 
 use fastrand::Rng;
@@ -161,9 +159,8 @@ impl History {
         let command = match io.what {
             What::Pattern(byte) => format!("write -P {byte} {place}"),
             What::Random(seed) => {
-                let file = self.path.join("random");
-                random_file(&file, seed, len);
-                format!("write -s {} {place}", text(&file))
+                self.machine.write_random(number, seed, start, len);
+                return true;
             }
             What::Zero { unmap: false } => format!("write -z {place}"),
             What::Zero { unmap: true } => format!("write -z -u {place}"),
@@ -318,12 +315,4 @@ impl Drop for History {
 fn assert_gave_up_in_order(ran: &Ran) {
     let is_in_order = matches!(ran.code(), Some(0 | 1)) && !ran.stderr.contains("panicked");
     assert!(is_in_order, "{ran:?}");
-}
-
-/// A file of bytes that follow from the seed.
-fn random_file(path: &Path, seed: u64, len: u64) {
-    let mut rng = Rng::with_seed(seed);
-    let mut bytes = vec![0; usize::try_from(len).unwrap()];
-    rng.fill(&mut bytes);
-    File::create(path).unwrap().write_all(&bytes).unwrap();
 }

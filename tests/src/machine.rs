@@ -3,6 +3,7 @@
 
 use std::path::{Path, PathBuf};
 use std::process::Command;
+use std::time::Duration;
 
 use crate::tool::{run, stack, text, wait_until};
 
@@ -81,7 +82,7 @@ impl Machine {
         let uuid = run("cat", &["/proc/sys/kernel/random/uuid"]);
         let uuid = uuid.trim().to_owned();
         let mut all = words.to_vec();
-        all.extend(["--uuid", &uuid, name]);
+        all.extend(["--uuid", &uuid, "--", name]);
         all.extend(disks.iter().map(|disk| text(disk)));
         let xml = run(stack("domain-xml"), &all);
         let machine = Self {
@@ -144,6 +145,19 @@ impl Machine {
         assert!(answer.trim().is_empty(), "{command}: {answer}");
     }
 
+    /// Writes bytes like no others to a disk of the active domain; they follow from the seed.
+    #[track_caller]
+    pub fn write_random(&self, disk: usize, seed: u64, start: u64, len: u64) {
+        let mut bytes = vec![0; usize::try_from(len).unwrap()];
+        fastrand::Rng::with_seed(seed).fill(&mut bytes);
+        let file = tempfile::NamedTempFile::new_in(&self.dir).unwrap();
+        std::fs::write(file.path(), bytes).unwrap();
+        self.io(
+            disk,
+            &format!("write -s {} {start} {len}", text(file.path())),
+        );
+    }
+
     /// Its disks as they are now: target, and image at the top of the chain.
     #[track_caller]
     pub fn disks(&self) -> Vec<(String, PathBuf)> {
@@ -164,7 +178,21 @@ impl Machine {
     /// Whether a job runs on it.
     #[track_caller]
     pub fn has_job(&self) -> bool {
-        self.is_active() && !self.virsh("domjobinfo", &[]).contains("None")
+        // While a job is being started or ended libvirt does not know what to say of it.
+        self.is_active()
+            && (0..100)
+                .find_map(|_| self.job_info())
+                .is_none_or(|info| !info.contains("None"))
+    }
+
+    fn job_info(&self) -> Option<String> {
+        let words = ["--quiet", "domjobinfo", &self.uuid];
+        let output = Command::new("virsh").args(words).output().unwrap();
+        if output.status.success() {
+            return Some(String::from_utf8(output.stdout).unwrap());
+        }
+        std::thread::sleep(Duration::from_millis(50));
+        None
     }
 
     /// Writes what its disks hold now to raw files, one per disk, `NAME.raw` beside each other in

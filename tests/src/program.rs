@@ -6,7 +6,7 @@ use std::path::{Path, PathBuf};
 use std::process::{Child, ChildStderr, Command, ExitStatus, Stdio};
 use std::sync::OnceLock;
 
-use rustix::process::{Pid, Signal, kill_process};
+use rustix::process::{Pid, Signal, WaitId, WaitIdOptions, kill_process, waitid};
 use serde_json::Value;
 
 /// The program, with a repository to use it on.
@@ -131,6 +131,22 @@ impl Running {
     /// Whether it has not ended.
     pub fn is_running(&mut self) -> bool {
         self.child.try_wait().unwrap().is_none()
+    }
+
+    /// Waits for its end, which must be a success; how many bytes it has read, of whatever files.
+    #[track_caller]
+    pub fn bytes_read(self) -> u64 {
+        let pid = Pid::from_child(&self.child);
+        // It stays as a zombie, whose account can still be read.
+        let options = WaitIdOptions::EXITED | WaitIdOptions::NOWAIT;
+        waitid(WaitId::Pid(pid), options).unwrap();
+        let account = std::fs::read_to_string(format!("/proc/{}/io", pid.as_raw_pid())).unwrap();
+        let ran = self.wait();
+        assert_eq!(ran.code(), Some(0), "{ran:?}");
+        let read = account
+            .lines()
+            .find_map(|line| line.strip_prefix("rchar: "));
+        read.unwrap().parse().unwrap()
     }
 
     /// Waits for its end. What it prints meanwhile is little enough for the pipe.

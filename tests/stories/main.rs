@@ -1,1 +1,11 @@
-//! Stories.
+//! Stories of virtkeep as its users live them, each told by its name. They need a libvirtd of their
+//! own: `tests/stack/with-libvirt cargo test -p virtkeep-tests --test stories`.
+
+#![allow(clippy::unwrap_used, reason = "a failed unwrap is a failed test")]
+
+mod cost;
+mod guest;
+mod moment;
+mod names;
+mod trouble;
+mod world;
