@@ -6,6 +6,7 @@ mod completions;
 mod init;
 mod list;
 mod release;
+mod repair;
 mod restore;
 mod show;
 mod stats;
@@ -26,6 +27,7 @@ pub(crate) enum Command {
     Show(show::Args),
     Restore(Box<restore::Args>),
     Check(check::Args),
+    Repair(repair::Args),
     Stats(stats::Args),
     Release(release::Args),
     Completions(completions::Args),
@@ -42,6 +44,7 @@ pub(crate) fn run(command: Command, context: &Context) -> Result<Exit> {
         Command::Show(args) => show::run(&args, context),
         Command::Restore(args) => restore::run(&args, context),
         Command::Check(args) => check::run(&args, context),
+        Command::Repair(args) => repair::run(&args, context),
         Command::Stats(args) => stats::run(&args, context),
         Command::Release(args) => release::run(&args, context),
         Command::Completions(args) => completions::run(&args, context),

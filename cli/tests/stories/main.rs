@@ -11,5 +11,6 @@ mod directory;
 mod interrupted;
 mod listing;
 mod onto;
+mod repair;
 mod stream;
 mod world;

@@ -62,7 +62,7 @@ pub struct Affected {
     pub why: String,
 }
 
-/// Hears how a check advances. Called from several threads.
+/// Hears how a check or the rebuilding of the index advances. Called from several threads.
 pub trait CheckProgress: Sync {
     /// There are this many packs to look at.
     fn packs(&self, count: u64);

@@ -15,7 +15,7 @@ use crate::format::walk::{Found, walk};
 use crate::index::{Edit, Fault, View};
 use crate::storage::{Folder, ObjectName};
 use crate::store::Store;
-use crate::{Cancel, Env, Error, MaintenanceLock, PackId, RawId, Result};
+use crate::{Cancel, CheckProgress, Env, Error, MaintenanceLock, PackId, RawId, Result};
 
 /// Entries gathered before they are added.
 const BATCH_ENTRIES: usize = 256 << 10;
@@ -41,12 +41,11 @@ struct Memory {
 
 impl Repository {
     /// Builds the index of the repository at `path` anew, also where it is missing or damaged.
-    /// `progress` hears the number of packs done and of all packs.
     pub fn rebuild_index(
         path: &Path,
         options: &OpenOptions,
         env: Env,
-        progress: &dyn Fn(u64, u64),
+        progress: &dyn CheckProgress,
         cancel: &Cancel,
     ) -> Result<RebuildReport> {
         let repo = Self::assemble(path, options, env)?;
@@ -60,10 +59,10 @@ impl Repository {
 
         let rebuild = store.index.start_rebuild()?;
         let packs = list_packs(store)?;
+        progress.packs(packs.len() as u64);
         let mut batch = Vec::new();
-        for (done, id) in packs.iter().enumerate() {
+        for id in &packs {
             cancel.check()?;
-            progress(done as u64, packs.len() as u64);
             batch.extend(report.read_pack(store, *id)?);
             let entries: usize = batch
                 .iter()
@@ -73,9 +72,9 @@ impl Repository {
                 rebuild.add_packs(&batch)?;
                 batch.clear();
             }
+            progress.pack_done(0);
         }
         rebuild.add_packs(&batch)?;
-        progress(packs.len() as u64, packs.len() as u64);
 
         let mut points = HashSet::new();
         rebuild.write(|edit| report.add_points(store, edit, &mut points))?;

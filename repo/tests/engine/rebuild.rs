@@ -1,10 +1,11 @@
 //! The index is a cache: packs and point records alone bring it back.
 
 use std::fs;
+use std::sync::Mutex;
 
 use virtkeep_repo::{
-    Cancel, CheckOptions, CheckProgress, Env, Error, InitOptions, OpenOptions, RebuildReport,
-    Repository,
+    Cancel, CheckOptions, CheckProgress, Env, Error, InitOptions, OpenOptions, Point,
+    RebuildReport, Repository,
 };
 
 use crate::disk::{MemoryDisk, backup, repository, restore};
@@ -22,23 +23,19 @@ impl CheckProgress for Quiet {
 
 fn rebuild(repo: &Repository) -> RebuildReport {
     let options = OpenOptions::default();
-    Repository::rebuild_index(
-        repo.path(),
-        &options,
-        Env::system(),
-        &|_, _| {},
-        &Cancel::new(),
-    )
-    .unwrap()
+    Repository::rebuild_index(repo.path(), &options, Env::system(), &Quiet, &Cancel::new()).unwrap()
 }
 
 fn open(repo: &Repository) -> virtkeep_repo::Result<Repository> {
     Repository::open(repo.path(), &OpenOptions::default(), Env::system())
 }
 
+/// Makes an index file unusable.
+type Spoil = fn(&std::path::Path);
+
 #[test]
 fn a_missing_or_garbled_index_is_built_anew_from_packs_and_records() {
-    let ways: [(&str, fn(&std::path::Path)); 4] = [
+    let ways: [(&str, Spoil); 4] = [
         ("missing", |index| fs::remove_file(index).unwrap()),
         ("empty", |index| fs::write(index, b"").unwrap()),
         ("garbage", |index| {
@@ -103,27 +100,38 @@ fn a_pack_without_a_readable_table_gives_what_its_records_tell() {
     assert!(restore(&open(&repo).unwrap(), &point) == disk.bytes);
 }
 
+/// Backs another disk up once the packs have been listed.
+struct During<'a> {
+    repo: &'a Repository,
+    seen: Mutex<Option<(Point, Vec<u8>)>>,
+}
+
+impl CheckProgress for During<'_> {
+    fn packs(&self, _: u64) {
+        let mut other = MemoryDisk::new(MIB);
+        other.write(0, &[9; 70_000]);
+        let point = backup(self.repo, &other.whole(), None);
+        *self.seen.lock().unwrap() = Some((point, other.bytes));
+    }
+    fn pack_done(&self, _: u64) {}
+    fn points(&self, _: u64) {}
+    fn point_done(&self) {}
+}
+
 #[test]
 fn a_backup_that_runs_while_the_index_is_rebuilt_is_in_it() {
     let (_dir, repo) = repository(&InitOptions::default());
     let mut disk = MemoryDisk::new(6 * MIB);
     disk.write(MIB, &[7; 300_000]);
     backup(&repo, &disk.whole(), None);
-    let seen = std::sync::Mutex::new(None);
     let options = OpenOptions::default();
-    let during = |_, _| {
-        // Once, between the listing of the packs and the end.
-        let mut seen = seen.lock().unwrap();
-        if seen.is_none() {
-            let mut other = MemoryDisk::new(MIB);
-            other.write(0, &[9; 70_000]);
-            let point = backup(&repo, &other.whole(), None);
-            *seen = Some((point, other.bytes));
-        }
+    let during = During {
+        repo: &repo,
+        seen: Mutex::default(),
     };
     let env = Env::system();
     Repository::rebuild_index(repo.path(), &options, env, &during, &Cancel::new()).unwrap();
-    let (point, bytes) = seen.into_inner().unwrap().unwrap();
+    let (point, bytes) = during.seen.into_inner().unwrap().unwrap();
     let repo = open(&repo).unwrap();
     assert!(restore(&repo, &point) == bytes);
     assert_eq!(repo.points().unwrap().len(), 2);
