@@ -71,8 +71,8 @@ pub(crate) fn detect(file: &File, path: &Path) -> Result<&'static str> {
             return Err(Error::Unfit {
                 disk: path.display().to_string(),
                 why: format!(
-                    "it looks like a {name} image: convert it with `qemu-img convert`, or say \
-                     that the format is raw if it is a disk all the same"
+                    "it looks like a {name} image: convert it with `qemu-img convert`, or pass \
+                     --image-format raw to keep its bytes as they are"
                 ),
             });
         }

@@ -72,8 +72,8 @@ pub fn backup_image(
         return Err(Error::Unfit {
             disk: path.display().to_string(),
             why: format!(
-                "it looks like a qcow2 image whose data is also in {elsewhere}: say that the \
-                 format is qcow2 if that is right"
+                "it looks like a qcow2 image whose data is also in {elsewhere}: pass \
+                 --image-format qcow2 if that is right"
             ),
         });
     }
