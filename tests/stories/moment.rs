@@ -17,6 +17,7 @@ fn a_point_shows_the_moment_of_its_checkpoint_though_the_guest_writes_on() {
         // The program sleeps while the guest overwrites all it has, so that nearly everything is
         // read after it has been overwritten.
         running.signal(Signal::STOP);
+        assert!(machine.has_job(), "it was too quick to be stopped");
         machine.write_random(0, 2, 0, 24 * MIB);
         machine.io(0, &format!("write -z -u {} {}", 24 * MIB, 12 * MIB));
         machine.io(0, &format!("discard {} {}", 36 * MIB, 12 * MIB));
