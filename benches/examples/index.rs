@@ -9,9 +9,7 @@ use std::sync::Arc;
 use std::time::{Duration, Instant};
 
 use virtkeep_repo::format::pack::{FinishedPack, PackEntry};
-use virtkeep_repo::index::{
-    FileGate, Held, Identity, Index, IndexFiles, IndexLock, LocalFiles,
-};
+use virtkeep_repo::index::{FileGate, Held, Identity, Index, IndexFiles, IndexLock, LocalFiles};
 use virtkeep_repo::{LeaseId, PackId, PackKind, PointId, RawId, RecordKind, RepoId};
 
 /// Entries gathered before they are added, as a long backup does.

@@ -5,8 +5,8 @@
 //! what is still being done. The exit code is 128 and the number of the first signal either way.
 
 use std::io;
-use std::sync::Mutex;
 use std::sync::atomic::{AtomicI32, Ordering};
+use std::sync::{Arc, Mutex};
 
 use signal_hook::consts::{SIGHUP, SIGINT, SIGTERM};
 use signal_hook::iterator::Signals;
@@ -41,6 +41,15 @@ pub(crate) fn cancel_in_order(cleaning: &'static str) -> io::Result<Cancel> {
             }
         })?;
     Ok(cancel)
+}
+
+/// From now on signals that ask the program to end are passed over.
+pub(crate) fn ignore() -> io::Result<()> {
+    for signal in [SIGINT, SIGTERM, SIGHUP] {
+        // A handler instead of the default action; nobody reads the flag.
+        signal_hook::flag::register(signal, Arc::default())?;
+    }
+    Ok(())
 }
 
 /// The signal that asked the command to stop, if any did.

@@ -8,6 +8,7 @@ use std::ffi::OsString;
 use anyhow::Result;
 
 use crate::exit::Exit;
+use crate::signals;
 
 /// The word for it on the command line.
 pub(super) const WORD: &str = "thaw-guard";
@@ -27,6 +28,8 @@ pub(super) fn command_line() -> Option<Vec<OsString>> {
 }
 
 pub(super) fn run(args: &Args) -> Result<Exit> {
+    // A service manager signals the whole group of processes: the guard must not go before the backup.
+    signals::ignore()?;
     virtkeep_capture::thaw_when_orphaned(&args.uri, &args.uuid)?;
     Ok(Exit::Done)
 }
