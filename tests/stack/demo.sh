@@ -123,7 +123,7 @@ inside() {
     typed virtkeep restore "$VM@latest" --to reborn --define --name $VM-reborn --start
     "$STACK/guest.sh" wait $VM-reborn
     say 'its console says:'
-    sed 's/^/    /' $VM.console
+    sed 's/^/    /' reborn/$VM.console
     prove_in_guest
 
     step '9. What it cost'

@@ -34,8 +34,9 @@ Examples:
   virtkeep restore web1@latest --disk vda --to - | ssh host 'cat > vda.raw'
   virtkeep restore web1@latest --disk vda --onto /dev/vg/web1
 
-A clone (--name) gets a new uuid and new MAC addresses, and its network links are down unless
---network is given, so that it can run beside the original.",
+A clone (--name) can run beside the original: it gets a new uuid and new MAC addresses, its network
+links are down unless --network is given, what the original logs to files goes to DIR, and sockets
+and ports are chosen anew. Notes say what was changed, and what both still share.",
     group = clap::ArgGroup::new("target").required(true),
     group = clap::ArgGroup::new("identity")
 )]

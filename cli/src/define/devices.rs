@@ -1,23 +1,17 @@
-//! The devices of a restored domain: its disks at their new places; and for a clone, what two
-//! domains cannot share on one host.
+//! The devices of a restored domain: its disks at their new places; the rest of a clone's is for
+//! [`host_ties`].
 
 use roxmltree::Node;
 
-use super::rewrite::{Identity, RestoredDisk, Rewriting, child};
+use super::host_ties;
+use super::rewrite::{RestoredDisk, Rewriting, child};
 use super::splice::escape;
 
 pub(super) fn rewrite(rewriting: &mut Rewriting<'_>, devices: Node<'_, '_>) {
     for node in devices.children().filter(Node::is_element) {
         match node.tag_name().name() {
             "disk" => disk(rewriting, node),
-            _ if !rewriting.is_clone() => {}
-            "interface" => interface(rewriting, node),
-            "channel" => channel(rewriting, node),
-            "graphics" => graphics(rewriting, node),
-            "hostdev" => rewriting.note(
-                "a host device is passed through: the clone cannot run while the original uses it",
-            ),
-            "tpm" => rewriting.note("the clone's emulated TPM starts empty"),
+            _ if rewriting.is_clone() => host_ties::rewrite(rewriting, node),
             _ => {}
         }
     }
@@ -43,6 +37,12 @@ fn disk(rewriting: &mut Rewriting<'_>, disk: Node<'_, '_>) {
                 "{target}: {path} is not on this host; the drive is left empty"
             ));
         }
+        (None, Some(source)) if rewriting.is_clone() && is_written_floppy(disk) => {
+            rewriting.splices.remove_element(source);
+            rewriting.note(format!(
+                "{target}: the original may write to its floppy; the drive is left empty"
+            ));
+        }
         (None, _) if removable || read_only => {}
         (Some(path), _) if read_only => {
             rewriting.splices.remove_element(disk);
@@ -64,6 +64,10 @@ fn disk(rewriting: &mut Rewriting<'_>, disk: Node<'_, '_>) {
                 .unwrap_or_default()
         )),
     }
+}
+
+fn is_written_floppy(disk: Node<'_, '_>) -> bool {
+    disk.attribute("device") == Some("floppy") && child(disk, "readonly").is_none()
 }
 
 /// Makes the disk a plain image file, whatever it was: all that belonged to the old place goes.
@@ -104,53 +108,6 @@ fn rehome(rewriting: &mut Rewriting<'_>, disk: Node<'_, '_>, restored: &Restored
     if encrypted.is_some() {
         rewriting.note(format!(
             "{target} was an encrypted image; the restored one is not encrypted"
-        ));
-    }
-}
-
-fn interface(rewriting: &mut Rewriting<'_>, interface: Node<'_, '_>) {
-    let Identity::Clone { network, .. } = rewriting.identity else {
-        return;
-    };
-    if let Some(mac) = child(interface, "mac") {
-        let address = (rewriting.placement.new_mac)();
-        rewriting.splices.set_attribute(mac, "address", &address);
-    }
-    if *network {
-        return;
-    }
-    match child(interface, "link") {
-        Some(link) => rewriting.splices.set_attribute(link, "state", "down"),
-        None => rewriting
-            .splices
-            .insert_children(interface, "<link state='down'/>"),
-    }
-}
-
-/// Lets libvirt choose the socket of a channel anew.
-fn channel(rewriting: &mut Rewriting<'_>, channel: Node<'_, '_>) {
-    let is_virtio = child(channel, "target").and_then(|n| n.attribute("type")) == Some("virtio");
-    if let Some(source) = child(channel, "source")
-        && channel.attribute("type") == Some("unix")
-        && source.attribute("mode") != Some("connect")
-        && is_virtio
-    {
-        rewriting.splices.remove_element(source);
-    }
-}
-
-/// A display on a fixed port gets a free one.
-fn graphics(rewriting: &mut Rewriting<'_>, graphics: Node<'_, '_>) {
-    let fixed = graphics.attribute("autoport") != Some("yes");
-    if let Some(port) = graphics
-        .attribute("port")
-        .filter(|port| fixed && *port != "-1")
-    {
-        rewriting.splices.set_attribute(graphics, "port", "-1");
-        rewriting.splices.remove_attribute(graphics, "tlsPort");
-        rewriting.splices.set_attribute(graphics, "autoport", "yes");
-        rewriting.note(format!(
-            "the display was on port {port}; the clone's gets a free port"
         ));
     }
 }

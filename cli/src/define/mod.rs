@@ -3,8 +3,10 @@
 //! [`Definer::prepare`] refuses what cannot work before anything is restored; the XML is rewritten
 //! by [`rewrite`] without knowledge of the host; [`Definer::define`] brings both together.
 
+mod character;
 mod devices;
 mod firmware;
+mod host_ties;
 mod rewrite;
 mod splice;
 
@@ -112,6 +114,7 @@ impl Definer {
         let files = moved_files(&restored.files)?;
         let placement = Placement {
             disks: &disks,
+            directory: &utf8(&restored.directory)?,
             files: &files,
             host_has: &|path| Path::new(path).exists(),
             new_mac: &random_mac,

@@ -7,7 +7,8 @@ use roxmltree::{Document, Node};
 use virtkeep_repo::DomainUuid;
 
 use super::splice::{Splices, representable};
-use super::{devices, firmware};
+use super::{devices, firmware, host_ties};
+use crate::restore::file_names;
 
 /// As whom the restored domain is defined.
 #[derive(Clone, Debug)]
@@ -49,6 +50,8 @@ pub(crate) struct MovedFile {
 pub(crate) struct Placement<'a> {
     /// The disks that were restored.
     pub(crate) disks: &'a [RestoredDisk],
+    /// The directory of the restore, where files of the clone's own may be put; absolute.
+    pub(crate) directory: &'a str,
     /// The other files that were restored and are to be used.
     pub(crate) files: &'a [MovedFile],
     /// Whether the host has a file or device of this path.
@@ -102,6 +105,7 @@ pub(crate) fn rewrite(
         splices: Splices::new(xml),
         identity,
         placement,
+        rehomed: Vec::new(),
         notes: Vec::new(),
     };
     rewriting.identity(domain);
@@ -110,6 +114,9 @@ pub(crate) fn rewrite(
     }
     if let Some(devices) = child(domain, "devices") {
         devices::rewrite(&mut rewriting, devices);
+    }
+    if rewriting.is_clone() {
+        host_ties::command_line(&mut rewriting, domain);
     }
     Ok(Rewritten {
         xml: rewriting.splices.finish(),
@@ -122,12 +129,48 @@ pub(super) struct Rewriting<'a> {
     pub(super) splices: Splices<'a>,
     pub(super) identity: &'a Identity,
     pub(super) placement: &'a Placement<'a>,
+    /// Files of the original, and those that the clone has in their place.
+    rehomed: Vec<(String, String)>,
     notes: Vec<String>,
 }
 
 impl Rewriting<'_> {
+    /// Tells the user something, once.
     pub(super) fn note(&mut self, text: impl Into<String>) {
-        self.notes.push(text.into());
+        let text = text.into();
+        if !self.notes.contains(&text) {
+            self.notes.push(text);
+        }
+    }
+
+    /// Where a clone writes what the original writes to the file `path`: a name in the directory of
+    /// the restore that nothing else has. Equal paths give equal names.
+    pub(super) fn rehomed(&mut self, path: &str) -> String {
+        if let Some((_, to)) = self.rehomed.iter().find(|(from, _)| from == path) {
+            return to.clone();
+        }
+        let directory = self.placement.directory;
+        let name = file_names::safe(path.rsplit('/').next().unwrap_or(path));
+        let mut taken = Vec::new();
+        let to = loop {
+            let name = file_names::unique(name.clone(), &mut taken);
+            let to = format!("{directory}/{name}");
+            let is_ours = self.rehomed.iter().any(|(_, other)| *other == to);
+            if !is_ours && !(self.placement.host_has)(&to) {
+                break to;
+            }
+        };
+        self.rehomed.push((path.to_owned(), to.clone()));
+        self.note(format!("the original writes to {path}, the clone to {to}"));
+        to
+    }
+
+    /// The same for an attribute that holds a path, if it is there.
+    pub(super) fn rehome_attribute(&mut self, node: Node<'_, '_>, name: &str) {
+        if let Some(path) = node.attribute(name) {
+            let to = self.rehomed(path);
+            self.splices.set_attribute(node, name, &to);
+        }
     }
 
     pub(super) fn is_clone(&self) -> bool {
@@ -187,7 +230,7 @@ fn check_representable(identity: &Identity, placement: &Placement<'_>) -> Result
     for path in disks.chain(files) {
         check("the path", path)?;
     }
-    Ok(())
+    check("the path", placement.directory)
 }
 
 fn check(what: &'static str, text: &str) -> Result<(), RewriteError> {

@@ -76,6 +76,7 @@ fn run(xml: &str, identity: &Identity, disks: &[RestoredDisk], host: &[&str]) ->
     }];
     let placement = Placement {
         disks,
+        directory: "/restore/it's",
         files: &files,
         host_has: &|path| host.contains(&path),
         new_mac: &|| "52:54:00:99:99:99".to_owned(),
@@ -139,12 +140,134 @@ fn a_clone_shares_nothing_that_two_domains_cannot_share() {
     assert_eq!(xml.matches("52:54:00:99:99:99").count(), 2);
     assert_eq!(xml.matches("<link state='down'/>").count(), 2);
     assert!(!xml.contains("/var/lib/libvirt/qemu/channel/"));
-    assert!(xml.contains("<graphics type='vnc' port='-1' autoport='yes'/>"));
+    assert!(xml.contains("<graphics type='vnc' autoport='yes'/>"));
     assert_eq!(
         result.notes,
         ["the display was on port 5901; the clone's gets a free port"]
     );
     roxmltree::Document::parse(xml).unwrap();
+}
+
+/// The XML and the notes of a clone of a domain with these devices.
+fn clone_of(devices: &str, host: &[&str]) -> (String, Vec<String>) {
+    let xml = format!("<domain><uuid/><name/><devices>{devices}</devices></domain>");
+    let result = run(&xml, &copy(true), &[], host);
+    roxmltree::Document::parse(&result.xml).unwrap();
+    let start = result.xml.find("<devices>").unwrap() + "<devices>".len();
+    let end = result.xml.find("</devices>").unwrap();
+    (result.xml[start..end].to_owned(), result.notes)
+}
+
+#[test]
+fn what_the_original_writes_a_clone_writes_beside_its_disks() {
+    let (xml, notes) = clone_of(
+        "<serial type='file'><source path='/log/web1.log' append='on'/><target port='0'/></serial>\
+         <serial type='pty'><log file='/other/web1.log' append='on'/></serial>\
+         <console type='file'><source path='/log/web1.log' append='on'/></console>\
+         <parallel type='file'><source path='/log/printer'/></parallel>",
+        &["/restore/it's/printer"],
+    );
+    assert_eq!(
+        xml,
+        "<serial type='file'><source path='/restore/it&apos;s/web1.log' append='on'/><target port='0'/></serial>\
+         <serial type='pty'><log file='/restore/it&apos;s/web1-2.log' append='on'/></serial>\
+         <console type='file'><source path='/restore/it&apos;s/web1.log' append='on'/></console>\
+         <parallel type='file'><source path='/restore/it&apos;s/printer-2'/></parallel>"
+    );
+    assert_eq!(
+        notes,
+        [
+            "the original writes to /log/web1.log, the clone to /restore/it's/web1.log",
+            "the original writes to /other/web1.log, the clone to /restore/it's/web1-2.log",
+            "the original writes to /log/printer, the clone to /restore/it's/printer-2",
+        ]
+    );
+}
+
+#[test]
+fn sockets_ports_and_devices_of_the_host_become_terminals_of_a_clone() {
+    let (xml, notes) = clone_of(
+        "<serial type='tcp'><source mode='bind' host='127.0.0.1' service='4555'/><protocol type='telnet'/><target port='0'/></serial>\
+         <serial type='udp'><source mode='bind' service='1'/><source mode='connect' service='2'/></serial>\
+         <parallel type='dev'><source path='/dev/parport0'/></parallel>\
+         <channel type='unix'><source mode='connect' path='/run/a.sock'/><target type='virtio' name='a'/></channel>\
+         <channel type='spicevmc'><target type='virtio' name='com.redhat.spice.0'/></channel>",
+        &[],
+    );
+    assert_eq!(
+        xml,
+        "<serial type='pty'><target port='0'/></serial>\
+         <serial type='pty'></serial>\
+         <parallel type='pty'></parallel>\
+         <channel type='unix'><target type='virtio' name='a'/></channel>\
+         <channel type='spicevmc'><target type='virtio' name='com.redhat.spice.0'/></channel>"
+    );
+    assert_eq!(
+        notes,
+        [
+            "a serial device was connected to tcp 127.0.0.1:4555 of the host; the clone's is a pseudo-terminal",
+            "a serial device was connected to udp :1 of the host; the clone's is a pseudo-terminal",
+            "a parallel device was connected to dev /dev/parport0 of the host; the clone's is a pseudo-terminal",
+            "a channel was connected to the socket /run/a.sock; libvirt chooses one for the clone",
+        ]
+    );
+}
+
+#[test]
+fn names_and_numbers_that_are_unique_on_a_host_are_chosen_anew_for_a_clone() {
+    let (xml, notes) = clone_of(
+        "<graphics type='spice' tlsPort='5902' autoport='no'/>\
+         <graphics type='vnc' socket='/run/vnc' websocket='5700'><listen type='socket' socket='/run/vnc'/></graphics>\
+         <vsock model='virtio'><cid auto='no' address='5'/></vsock>\
+         <interface type='bridge'><target dev='tap-web1'/><virtualport type='openvswitch'>\
+         <parameters interfaceid='66666666-6666-6666-6666-666666666666'/></virtualport></interface>\
+         <interface type='user'><portForward proto='tcp'><range start='2022' to='22'/></portForward></interface>\
+         <tpm model='tpm-crb'><backend type='emulator'><source type='dir' path='/tpm'/></backend></tpm>",
+        &[],
+    );
+    assert_eq!(
+        xml,
+        "<graphics type='spice' autoport='yes'/>\
+         <graphics type='vnc' websocket='-1'><listen type='socket'/></graphics>\
+         <vsock model='virtio'><cid auto='yes'/></vsock>\
+         <interface type='bridge'><virtualport type='openvswitch'>\
+         <parameters/></virtualport></interface>\
+         <interface type='user'></interface>\
+         <tpm model='tpm-crb'><backend type='emulator'></backend></tpm>"
+    );
+    assert_eq!(notes.len(), 7, "{notes:#?}");
+}
+
+#[test]
+fn what_both_would_write_to_a_clone_does_not_have() {
+    let (xml, notes) = clone_of(
+        "<memory model='nvdimm'><source><path>/pmem/web1</path></source></memory>\
+         <lease><key>web1</key><target path='/lease'/></lease>\
+         <disk type='file' device='floppy'><source file='/a.img'/><target dev='fda'/></disk>\
+         <smartcard mode='passthrough' type='tcp'><source mode='bind' host='::' service='3'/></smartcard>",
+        &["/a.img"],
+    );
+    assert_eq!(
+        xml,
+        "<disk type='file' device='floppy'><target dev='fda'/></disk>"
+    );
+    assert_eq!(notes.len(), 4, "{notes:#?}");
+}
+
+#[test]
+fn what_cannot_be_told_apart_is_named_once() {
+    let (xml, notes) = clone_of(
+        "<hostdev type='pci'/><hostdev type='usb'/><shmem name='ring'/>\
+         <filesystem><source dir='/srv'/></filesystem>\
+         <tpm model='tpm-tis'><backend type='passthrough'/></tpm>",
+        &[],
+    );
+    assert!(xml.contains("<shmem name='ring'/>"));
+    assert_eq!(notes.len(), 4, "{notes:#?}");
+    let qemu = "<domain xmlns:qemu='http://libvirt.org/schemas/domain/qemu/1.0'>\
+                <qemu:commandline><qemu:arg value='-S'/></qemu:commandline></domain>";
+    assert_eq!(run(qemu, &copy(true), &[], &[]).notes.len(), 1);
+    assert_eq!(run(qemu, &Identity::Original, &[], &[]).notes.len(), 0);
 }
 
 #[test]
@@ -244,6 +367,7 @@ fn what_xml_cannot_hold_is_refused() {
     };
     let placement = Placement {
         disks: &[],
+        directory: "/restore",
         files: &[],
         host_has: &|_| true,
         new_mac: &String::new,

@@ -60,6 +60,8 @@ pub(crate) struct DirectoryRestore<'a> {
 /// What was restored, under absolute paths.
 #[derive(Debug)]
 pub(crate) struct Restored {
+    /// Where all of it is.
+    pub(crate) directory: PathBuf,
     /// The images.
     pub(crate) disks: Vec<RestoredImage>,
     /// All other files.
@@ -113,6 +115,7 @@ impl DirectoryRestore<'_> {
         let places = self.places(dir)?;
         let mut staged = Vec::new();
         let mut restored = Restored {
+            directory: dir.to_owned(),
             disks: Vec::new(),
             files: Vec::new(),
         };

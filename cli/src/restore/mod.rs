@@ -1,7 +1,7 @@
 //! Writing disks of a point to where they are wanted: one file per kind of target.
 
 pub(crate) mod directory;
-mod file_names;
+pub(crate) mod file_names;
 pub(crate) mod file_sink;
 mod nbd_sink;
 pub(crate) mod onto;
