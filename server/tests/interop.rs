@@ -206,6 +206,8 @@ fn fio_verifies_what_it_wrote_with_many_requests_in_flight() {
             "--verify=crc32c",
             "--verify_fatal=1",
             "--do_verify=1",
+            // Where it puts a file of its own.
+            &format!("--aux-path={}", served.dir.path().display()),
         ],
     );
 }
