@@ -156,7 +156,7 @@ pub enum Error {
     },
 
     /// There is no good place for scratch files.
-    #[error("not enough room for scratch files: {} has {free} bytes free, {reserve} must stay free. Name a better directory with --scratch", dir.display())]
+    #[error("not enough room for scratch files: {} has {} free, {} must stay free. Name a better directory with --scratch", dir.display(), binary(*free), binary(*reserve))]
     ScratchSpace {
         /// The best directory there is.
         dir: PathBuf,
@@ -252,6 +252,16 @@ pub enum Error {
     /// The repository could not take or give something.
     #[error(transparent)]
     Repo(virtkeep_repo::Error),
+}
+
+/// So many bytes, for people.
+fn binary(bytes: u64) -> String {
+    const GIB: u64 = 1 << 30;
+    if bytes < GIB {
+        format!("{} MiB", bytes >> 20)
+    } else {
+        format!("{:.1} GiB", bytes as f64 / GIB as f64)
+    }
 }
 
 impl Error {

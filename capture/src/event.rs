@@ -139,6 +139,7 @@ impl fmt::Display for Event {
                 write!(f, "{target}: scratch file in {dir}, {free} bytes free")
             }
             Self::Cleared { what } => write!(f, "removed what an earlier run left: {what}"),
+            Self::Frozen { filesystems: 1 } => write!(f, "guest frozen, 1 file system"),
             Self::Frozen { filesystems } => write!(f, "guest frozen, {filesystems} file systems"),
             Self::FreezeSkipped { reason } => write!(f, "guest not frozen: {reason}"),
             Self::Thawed { millis } => write!(f, "guest thawed after {millis} ms"),

@@ -17,9 +17,10 @@ pub(crate) const SCRATCH_DEFAULT: &str = "/var/lib/libvirt/images";
 const SOCKET_PATH_MAX: usize = 107;
 
 /// Free and total bytes of the file system that holds `dir`.
-pub(crate) fn space(dir: &Path) -> Option<(u64, u64)> {
-    let stat = rustix::fs::statvfs(dir).ok()?;
-    Some((
+pub(crate) fn space(dir: &Path) -> std::io::Result<(u64, u64)> {
+    // The dot makes an error of a file that is no directory.
+    let stat = rustix::fs::statvfs(dir.join("."))?;
+    Ok((
         stat.f_bavail.saturating_mul(stat.f_frsize),
         stat.f_blocks.saturating_mul(stat.f_frsize),
     ))
@@ -40,15 +41,16 @@ pub(crate) fn scratch(
             .collect(),
     };
     let mut best: Option<ScratchPlan> = None;
+    let mut refused = None;
     for dir in candidates {
         // libvirt knows nothing of our working directory.
         let dir = std::path::absolute(dir).map_err(Error::file("find", dir))?;
-        let Some((free, size)) = space(&dir) else {
-            if named.is_some() {
-                let why = std::io::ErrorKind::NotFound.into();
-                return Err(Error::file("put scratch files into", dir)(why));
+        let (free, size) = match space(&dir) {
+            Ok(space) => space,
+            Err(error) => {
+                refused = Some(Error::file("put scratch files into", dir)(error));
+                continue;
             }
-            continue;
         };
         let place = ScratchPlan {
             dir,
@@ -62,16 +64,11 @@ pub(crate) fn scratch(
             best = Some(place);
         }
     }
-    let best = best.unwrap_or_else(|| ScratchPlan {
-        dir: named.unwrap_or(Path::new(SCRATCH_DEFAULT)).to_owned(),
-        free: 0,
-        reserve: reserve.bytes,
-    });
-    Err(Error::ScratchSpace {
-        dir: best.dir,
-        free: best.free,
-        reserve: best.reserve,
-    })
+    match (best, refused) {
+        (None, Some(refused)) => Err(refused),
+        (Some(best), _) => Err(best.no_room()),
+        (None, None) => unreachable!("there always is a candidate"),
+    }
 }
 
 impl ScratchPlan {
@@ -82,7 +79,7 @@ impl ScratchPlan {
 
     /// The same place as it is now; none when it cannot be looked at.
     pub(crate) fn now(&self) -> Option<Self> {
-        let (free, _) = space(&self.dir)?;
+        let (free, _) = space(&self.dir).ok()?;
         Some(Self {
             free,
             ..self.clone()
@@ -92,12 +89,16 @@ impl ScratchPlan {
     /// An error once less is free than has to stay free.
     pub(crate) fn check(&self) -> Result<()> {
         match self.now() {
-            Some(now) if !now.has_room() => Err(Error::ScratchSpace {
-                dir: now.dir,
-                free: now.free,
-                reserve: now.reserve,
-            }),
+            Some(now) if !now.has_room() => Err(now.no_room()),
             _ => Ok(()),
+        }
+    }
+
+    fn no_room(self) -> Error {
+        Error::ScratchSpace {
+            dir: self.dir,
+            free: self.free,
+            reserve: self.reserve,
         }
     }
 }
@@ -235,11 +236,29 @@ mod tests {
         };
         let error = scratch(None, Some(dir), reserve).unwrap_err();
         assert_eq!(error.code(), "scratch-space");
+        let text = error.to_string();
+        assert!(text.contains("iB free, 17179869184.0 GiB must"), "{text}");
         let none = ScratchReserve {
             percent: 0,
             bytes: 0,
         };
         assert_eq!(scratch(Some(dir), None, none).unwrap().dir, dir);
+    }
+
+    #[test]
+    fn a_place_that_is_no_directory_is_told_from_one_without_room() {
+        let none = ScratchReserve {
+            percent: 0,
+            bytes: 0,
+        };
+        for (place, why) in [
+            ("/proc/version", "Not a directory"),
+            ("/proc/nothing", "No such file or directory"),
+        ] {
+            let error = scratch(None, Some(Path::new(place)), none).unwrap_err();
+            let text = error.to_string();
+            assert!(text.contains(place) && text.contains(why), "{text}");
+        }
     }
 
     #[test]
