@@ -9,7 +9,7 @@ use virtkeep_capture::{FreezePlan, LeftOut, Plan, RunState};
 use virtkeep_repo::{CaptureMode, SourceKind};
 
 use super::Args;
-use super::lines::ErrorLine;
+use super::lines::{self, ErrorLine, SkippedLine};
 use crate::context::Context;
 use crate::exit::{Exit, Failure};
 use crate::output::{Table, shown, size};
@@ -62,6 +62,12 @@ pub(super) fn run(args: &Args, context: &Context) -> Result<Exit> {
             Ok((plan, state))
         });
         match plan {
+            Ok((plan, _)) if args.all && is_diskless(&plan, args) => {
+                let name = shown(&name);
+                let note = format!("{name}: would be skipped: {}", lines::NO_DISKS);
+                context.reporter.note_lines(&note);
+                context.output.json(&SkippedLine::new(&plan.domain.name))?;
+            }
             Ok((plan, state)) => {
                 context.output.json(&line(&plan))?;
                 if !is_first {
@@ -87,6 +93,11 @@ pub(super) fn run(args: &Args, context: &Context) -> Result<Exit> {
         (0, _) => Exit::Failed,
         _ => Exit::Partly,
     })
+}
+
+/// Whether there is nothing to back up, and that is no failure.
+fn is_diskless(plan: &Plan, args: &Args) -> bool {
+    plan.disks.is_empty() && (args.skip_unsupported || plan.unsupported.is_empty())
 }
 
 fn text(plan: &Plan, state: RunState) -> String {

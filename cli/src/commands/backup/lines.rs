@@ -78,11 +78,33 @@ impl<'a> ErrorLine<'a> {
     }
 }
 
+/// Why a domain is skipped.
+pub(super) const NO_DISKS: &str = "it has no disk to back up";
+
+/// One domain that has nothing to back up.
+#[derive(Serialize)]
+pub(super) struct SkippedLine<'a> {
+    r#type: &'static str,
+    domain: &'a str,
+    reason: &'static str,
+}
+
+impl<'a> SkippedLine<'a> {
+    pub(super) fn new(domain: &'a str) -> Self {
+        Self {
+            r#type: "skipped",
+            domain,
+            reason: NO_DISKS,
+        }
+    }
+}
+
 /// The last line.
 #[derive(Serialize)]
 pub(super) struct SummaryLine {
     r#type: &'static str,
     points: usize,
+    skipped: usize,
     failed: usize,
     size_bytes: u64,
     read_bytes: u64,
@@ -92,11 +114,12 @@ pub(super) struct SummaryLine {
 }
 
 impl SummaryLine {
-    pub(super) fn new(points: &[Point], failed: usize, seconds: f64) -> Self {
+    pub(super) fn new(points: &[Point], skipped: usize, failed: usize, seconds: f64) -> Self {
         let disks = || points.iter().flat_map(|point| &point.disks);
         Self {
             r#type: "summary",
             points: points.len(),
+            skipped,
             failed,
             size_bytes: disks().map(|disk| disk.size.0).sum(),
             read_bytes: disks().map(|disk| disk.stats.read_bytes).sum(),

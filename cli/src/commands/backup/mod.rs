@@ -11,10 +11,10 @@ use std::path::PathBuf;
 use std::time::Instant;
 
 use anyhow::{Result, bail};
-use virtkeep_capture::{DomainRef, Host, ImageSource, Options};
+use virtkeep_capture::{DomainRef, Error, Host, ImageSource, Options};
 use virtkeep_repo::{Cancel, Point, Repository};
 
-use self::lines::{ErrorLine, PointLine, SummaryLine};
+use self::lines::{ErrorLine, PointLine, SkippedLine, SummaryLine};
 use self::watch::Watch;
 use super::thaw_guard;
 use crate::context::Context;
@@ -38,7 +38,7 @@ pub(crate) struct Args {
     #[arg(value_name = "DOMAIN", required_unless_present_any = ["all", "nbd", "image"])]
     domains: Vec<String>,
 
-    /// All domains of this host
+    /// All domains of this host that have disks to back up
     #[arg(long, conflicts_with_all = ["domains", "nbd", "image"])]
     all: bool,
 
@@ -152,7 +152,7 @@ pub(super) fn run(args: &Args, context: &Context) -> Result<Exit> {
     }
     let repo = context.open()?;
     let options = args.options();
-    let mut run = Run::new(context)?;
+    let mut run = Run::new(context, args.all)?;
     if let Some(name) = &args.name {
         let watch = Watch::new(name, &context.reporter);
         let cancel = run.cancel.clone();
@@ -184,19 +184,24 @@ pub(super) fn run(args: &Args, context: &Context) -> Result<Exit> {
 /// The backups of one command line, and how they went.
 struct Run<'a> {
     context: &'a Context,
+    /// Whether domains without disks are passed over: nobody has named them.
+    skips_diskless: bool,
     cancel: Cancel,
     started: Instant,
     done: Vec<Point>,
+    skipped: usize,
     failures: Vec<Failure>,
 }
 
 impl<'a> Run<'a> {
-    fn new(context: &'a Context) -> Result<Self> {
+    fn new(context: &'a Context, skips_diskless: bool) -> Result<Self> {
         Ok(Self {
             context,
+            skips_diskless,
             cancel: signals::cancel_in_order("ending the backup and leaving the guest as it was")?,
             started: Instant::now(),
             done: Vec::new(),
+            skipped: 0,
             failures: Vec::new(),
         })
     }
@@ -236,6 +241,12 @@ impl<'a> Run<'a> {
                 output.text(&lines::summary(&point, seconds, self.context))?;
                 self.done.push(point);
             }
+            Err(error) if self.skips_diskless && is_diskless(&error) => {
+                let line = format!("{}: skipped: {}", shown(name), lines::NO_DISKS);
+                self.context.reporter.note_lines(&line);
+                output.json(&SkippedLine::new(name))?;
+                self.skipped += 1;
+            }
             Err(error) => {
                 let failure = Failure::of(&error);
                 let line = format!("virtkeep: {}: {}", shown(name), failure.message);
@@ -250,6 +261,7 @@ impl<'a> Run<'a> {
     fn finish(self) -> Result<Exit> {
         self.context.output.json(&SummaryLine::new(
             &self.done,
+            self.skipped,
             self.failures.len(),
             self.started.elapsed().as_secs_f64(),
         ))?;
@@ -262,5 +274,36 @@ impl<'a> Run<'a> {
             [first, rest @ ..] if rest.iter().all(|other| other.exit == first.exit) => first.exit,
             _ => Exit::Failed,
         })
+    }
+}
+
+fn is_diskless(error: &anyhow::Error) -> bool {
+    matches!(error.downcast_ref(), Some(Error::NoDisks { .. }))
+}
+
+#[cfg(test)]
+mod tests {
+    use clap::Parser;
+
+    use super::*;
+
+    fn diskless() -> Result<Point> {
+        let domain = "installer".to_owned();
+        Err(Error::NoDisks { domain }.into())
+    }
+
+    #[test]
+    fn a_domain_without_disks_is_a_failure_only_when_it_was_named() {
+        let cli = crate::args::Cli::try_parse_from(["virtkeep", "stats"]).unwrap();
+        let context = Context::new(cli.global);
+        for (all, exit) in [(true, Exit::Done), (false, Exit::Failed)] {
+            let mut run = Run::new(&context, all).unwrap();
+            run.one("installer", diskless).unwrap();
+            assert_eq!(run.finish().unwrap(), exit);
+        }
+        let mut run = Run::new(&context, true).unwrap();
+        run.one("installer", diskless).unwrap();
+        run.one("web1", || bail!("it went wrong")).unwrap();
+        assert_eq!(run.finish().unwrap(), Exit::Failed);
     }
 }
