@@ -82,6 +82,17 @@ impl Context {
         )?)
     }
 
+    /// All points that can be read, oldest first. Those whose records are damaged are named on
+    /// standard error, so that nobody takes an older point for the latest unknowingly.
+    pub(crate) fn points(&self, repo: &Repository) -> Result<Vec<Point>> {
+        for (id, error) in repo.damaged_points()? {
+            self.reporter.note(&format!(
+                "warning: the point {id} is damaged and left out here: {error}"
+            ));
+        }
+        Ok(repo.points()?)
+    }
+
     /// Connects to libvirt.
     pub(crate) fn host(&self) -> Result<Host> {
         Ok(Host::connect(self.libvirt_uri())?)

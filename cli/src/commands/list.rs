@@ -17,7 +17,8 @@ Examples:
   virtkeep list
   virtkeep list web1
 
-What is printed can be used as a POINT: DOMAIN@TIME, or the ID or its first few characters.")]
+What is printed can be used as a POINT: DOMAIN@TIME, or the ID or its first few
+characters.")]
 pub(crate) struct Args {
     /// Only points of this domain (name or uuid)
     domain: Option<String>,
@@ -47,9 +48,25 @@ struct DiskLine<'a> {
     stored_bytes: u64,
 }
 
+/// A point whose record cannot be read: nothing else is known of it.
+#[derive(Serialize)]
+struct DamagedLine {
+    r#type: &'static str,
+    point: String,
+    message: String,
+}
+
 pub(super) fn run(args: &Args, context: &Context) -> Result<Exit> {
     let repo = context.open_to_read()?;
-    let points = repo.points()?;
+    let points = context.points(&repo)?;
+    let damaged = repo.damaged_points()?;
+    for (id, error) in &damaged {
+        context.output.json(&DamagedLine {
+            r#type: "damaged-point",
+            point: id.to_string(),
+            message: error.to_string(),
+        })?;
+    }
     let wanted: Vec<&Point> = match &args.domain {
         Some(domain) => points_of(domain, &points)?,
         None => points.iter().collect(),
@@ -57,12 +74,12 @@ pub(super) fn run(args: &Args, context: &Context) -> Result<Exit> {
     for point in &wanted {
         context.output.json(&line(point))?;
     }
-    if wanted.is_empty() {
+    if !wanted.is_empty() {
+        context.output.text(&table(&wanted, context).render())?;
+    } else if damaged.is_empty() {
         context
             .output
             .text("No points yet: `virtkeep backup DOMAIN` makes one.")?;
-    } else {
-        context.output.text(&table(&wanted, context).render())?;
     }
     Ok(Exit::Done)
 }

@@ -87,7 +87,7 @@ struct ContentLine<'a> {
 pub(super) fn run(args: &Args, context: &Context) -> Result<Exit> {
     let spec = context.parse_point(&args.point)?;
     let repo = context.open_to_read()?;
-    let points = repo.points()?;
+    let points = context.points(&repo)?;
     let point = context.find_point(&spec, &points)?.point;
     if args.log {
         file(&repo, point, &[FileRole::Log], "log", context)?;

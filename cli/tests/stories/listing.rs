@@ -138,7 +138,46 @@ fn stats_count_what_is_stored_once() {
     assert_eq!(line["points"], 2);
     assert_eq!(line["disk_bytes"], 2 * vda.len());
     assert!(line["pack_bytes"].as_u64().unwrap() < 2 << 20, "{line}");
-    assert!(world.ok(&["stats"]).stdout.contains("times smaller"));
+    let chunks = line["chunks"].as_u64().unwrap();
+    assert_eq!(line["data_bytes"], chunks * 65536);
+    let text = world.ok(&["stats"]).stdout;
+    assert!(text.contains("24 MiB in all points together"), "{text}");
+    assert!(text.contains(&format!("in {chunks} chunks")), "{text}");
+}
+
+#[test]
+fn a_point_whose_record_is_damaged_is_not_passed_over_in_silence() {
+    let world = World::new();
+    let vda = disk(8);
+    let older = world.add(TestDomain::web1(&vda)).id.to_string();
+    let newer = world.add(TestDomain {
+        time: NOON + 1000,
+        ..TestDomain::web1(&vda)
+    });
+    let newer = newer.id.to_string();
+    let record = world.path(&format!("repo/points/{newer}"));
+    let mut bytes = std::fs::read(&record).unwrap();
+    let middle = bytes.len() / 2;
+    bytes[middle] ^= 1;
+    std::fs::remove_file(&record).unwrap();
+    std::fs::write(&record, bytes).unwrap();
+    // The index had a sound copy.
+    world.run(&["repair"]).refused(4, "");
+
+    let warning = format!("warning: the point {newer} is damaged");
+    let ran = world.ok(&["list"]);
+    assert!(ran.stderr.contains(&warning), "{ran:#?}");
+    assert!(
+        ran.stdout.contains(&older) && !ran.stdout.contains(&newer),
+        "{ran:#?}"
+    );
+    let line = &world.ok(&["list", "--json"]).json()[0];
+    assert_eq!(line["type"], "damaged-point");
+    assert_eq!(line["point"], newer);
+    let ran = world.ok(&["restore", "web1@latest", "--to", "out"]);
+    assert!(ran.stderr.contains(&warning), "{ran:#?}");
+    world.run(&["show", &newer]).refused(1, &warning);
+    world.run(&["check"]).refused(4, "");
 }
 
 #[test]
