@@ -25,12 +25,13 @@ Examples:
   virtkeep list                            what there is to restore
   virtkeep restore web1@latest --to /tmp/web1
 
-A POINT is DOMAIN@WHEN or a point id from `virtkeep list`. WHEN is `latest`, `latest~2` (two before
-the latest), or a time: web1@2026-11-22T22:11 is the newest point up to the end of that minute,
-web1@2026-11-22 up to the end of that day.
+A POINT is DOMAIN@WHEN or a point id from `virtkeep list`. WHEN is `latest`,
+`latest~2` (two before the latest), or a time: web1@2026-11-22T22:11 is the
+newest point up to the end of that minute, web1@2026-11-22 up to the end of
+that day.
 
-Exit codes: 0 done, 1 failed, 2 wrong usage, 3 partly done, 4 damage found, 10 no repository,
-11 busy, 130 and 143 interrupted."
+Exit codes: 0 done, 1 failed, 2 wrong usage, 3 partly done, 4 damage found,
+10 no repository, 11 busy, 130 and 143 interrupted."
 )]
 pub(crate) struct Cli {
     #[command(subcommand)]
@@ -83,4 +84,22 @@ pub(crate) struct Global {
     /// Print this help
     #[arg(short, long, global = true, action = ArgAction::HelpShort, display_order = 105)]
     help: Option<bool>,
+}
+
+#[cfg(test)]
+mod tests {
+    use clap::CommandFactory;
+
+    use super::*;
+
+    #[test]
+    fn what_stands_below_the_options_fits_a_narrow_terminal() {
+        let program = Cli::command();
+        for command in program.get_subcommands().chain([&program]) {
+            let text = command.get_after_help().map(ToString::to_string);
+            for line in text.unwrap_or_default().lines() {
+                assert!(line.len() <= 80, "{}: {line}", command.get_name());
+            }
+        }
+    }
 }

@@ -22,8 +22,8 @@ Examples:
   virtkeep check --read-data         every stored byte as well
   virtkeep check --read-data=10      every byte of a tenth of the packs
 
-Damage is reported with the ranges of the disks it hits, and ends with exit code 4. Nothing is
-changed; backups may run meanwhile.")]
+Damage is reported with the ranges of the disks it hits, and ends with exit
+code 4. Nothing is changed; backups may run meanwhile.")]
 pub(crate) struct Args {
     /// Read and verify the packs too, or this share of them
     #[arg(

@@ -15,7 +15,8 @@ Examples:
   virtkeep -r /backup/vms init
   virtkeep -r /backup/vms init --codec zstd:3      smaller, but slower
 
-The repository is not encrypted: put it on an encrypted file system (LUKS) if it leaves the house.")]
+The repository is not encrypted: put it on an encrypted file system (LUKS) if it
+leaves the house.")]
 pub(crate) struct Args {
     /// Size of the pieces that are compared: a power of two from 4KiB to 4MiB
     #[arg(long, value_name = "SIZE", default_value = "64KiB", value_parser = parse_size)]

@@ -11,9 +11,10 @@ use crate::output::shown;
 /// Remove this repository's checkpoint from a domain
 #[derive(clap::Args, Debug)]
 #[command(after_help = "\
-Each repository keeps one checkpoint on a domain, so that the next backup reads only what changed.
-Release it before the domain is undefined or virtkeep is given up. The points in the repository
-stay; the next backup reads all of every disk, and stores only what is new.
+Each repository keeps one checkpoint on a domain, so that the next backup reads
+only what changed. Release it before the domain is undefined or virtkeep is
+given up. The points in the repository stay; the next backup reads all of every
+disk, and stores only what is new.
 
 Example:
   virtkeep release web1")]

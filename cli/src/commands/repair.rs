@@ -15,11 +15,13 @@ use crate::signals;
 /// Build the index anew from packs and point records
 #[derive(clap::Args, Debug)]
 #[command(after_help = "\
-The index is only a cache. Run this when a message says that it cannot be used, or when it is gone:
-packs and point records are read, and nothing but the index is changed. It may be interrupted and
-repeated. Afterwards `virtkeep check` tells whether every point can be restored.
+The index is only a cache. Run this when a message says that it cannot be used,
+or when it is gone: packs and point records are read, and nothing but the index
+is changed. It may be interrupted and repeated. Afterwards `virtkeep check`
+tells whether every point can be restored.
 
-Exit code 4 says that something could not be read; the index then holds the rest.")]
+Exit code 4 says that something could not be read; the index then holds the
+rest.")]
 pub(crate) struct Args {}
 
 #[derive(Serialize)]

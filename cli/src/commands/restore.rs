@@ -28,15 +28,16 @@ const CLEANING: &str = "removing what is incomplete";
     after_help = "\
 Examples:
   virtkeep restore web1@latest --to /restore/web1
-  virtkeep restore web1@2026-11-22T22:11 --to /restore/web1 --disk vda --format raw
-  virtkeep restore web1@latest --to /var/lib/libvirt/images/web1 --define --as-original --start
-  virtkeep restore web1@latest --to /restore/copy --define --name web1-copy --start
+  virtkeep restore web1@2026-11-22T22:11 --to /tmp/web1 --disk vda --format raw
+  virtkeep restore web1@latest --to /vms/web1 --define --as-original --start
+  virtkeep restore web1@latest --to /vms/copy --define --name copy --start
   virtkeep restore web1@latest --disk vda --to - | ssh host 'cat > vda.raw'
   virtkeep restore web1@latest --disk vda --onto /dev/vg/web1
 
-A clone (--name) can run beside the original: it gets a new uuid and new MAC addresses, its network
-links are down unless --network is given, what the original logs to files goes to DIR, and sockets
-and ports are chosen anew. Notes say what was changed, and what both still share.",
+A clone (--name) can run beside the original: it gets a new uuid and new MAC
+addresses, its network links are down unless --network is given, what the
+original logs to files goes to DIR, and sockets and ports are chosen anew.
+Notes say what was changed, and what both still share.",
     group = clap::ArgGroup::new("target").required(true),
     group = clap::ArgGroup::new("identity")
 )]
@@ -131,7 +132,7 @@ pub(super) fn run(args: &Args, context: &Context) -> Result<Exit> {
         check_stream(args, context)?;
     }
     let repo = context.open_to_read()?;
-    let points = repo.points()?;
+    let points = context.points(&repo)?;
     let found = context.find_point(&spec, &points)?;
     let disks = choose_disks(args, found.point, found.disk)?;
     let restore = Restore {
