@@ -41,6 +41,7 @@ pub fn draft(size: ByteLen, stored: StoredDisk) -> PointDraft {
             parent: None,
             format: "raw".to_owned(),
             location: "bench".to_owned(),
+            backing: Vec::new(),
             stats: stored.stats,
         }],
         files: Vec::new(),

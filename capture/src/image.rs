@@ -195,6 +195,7 @@ impl Run<'_> {
             size: opened.source.size(),
             format: disk.format.clone(),
             location: disk.location.clone(),
+            backing: Vec::new(),
             mode: CaptureMode::Full,
             reason: disk.reason.into(),
             parent,

@@ -59,6 +59,8 @@ pub struct DiskPlan {
     pub format: String,
     /// Path or address of the image.
     pub location: String,
+    /// Paths or addresses of its backing images, nearest first; only known of a running domain.
+    pub backing: Vec<String>,
     /// Whole or only what changed.
     pub mode: CaptureMode,
     /// Why, as a sentence without a full stop.
@@ -413,6 +415,7 @@ fn disk_plan(
         size,
         format: disk.format.clone(),
         location: disk.source.location(),
+        backing: disk.backing.iter().map(SourceXml::location).collect(),
         mode: CaptureMode::Full,
         reason: String::new(),
         parent: newest_with(points, &disk.target).map(|(point, disk)| (point.id, disk.clone())),
@@ -484,14 +487,16 @@ fn proof<'a>(
     if !disks.contains(&disk.target) {
         return Err("the bitmap of the last point is missing or broken".into());
     }
-    let here = disk.source.location();
-    let is_same = here == parent.location
-        || disk
-            .backing
-            .iter()
-            .any(|backing| backing.location() == parent.location);
-    if !is_same {
+    let chain: Vec<String> = std::iter::once(&disk.source)
+        .chain(&disk.backing)
+        .map(SourceXml::location)
+        .collect();
+    let Some(place) = chain.iter().position(|image| *image == parent.location) else {
         return Err(format!("the disk was replaced: was {}", parent.location));
+    };
+    // Merging images can take away the traces of what happened to an overlay.
+    if chain[place + 1..] != parent.backing {
+        return Err("its backing images changed".into());
     }
     if disk.format != parent.format {
         return Err(format!("the format changed: was {}", parent.format));

@@ -108,6 +108,7 @@ fn pull_disk(
         parent: plan.parent.map(|(point, _)| point),
         format: plan.format,
         location: plan.location,
+        backing: plan.backing,
         stats: stored.stats,
         target: plan.target,
     })

@@ -44,6 +44,7 @@ fn disk(target: &str) -> Disk {
         parent: None,
         format: "qcow2".to_owned(),
         location: String::new(),
+        backing: Vec::new(),
         stats: DiskStats::default(),
     }
 }

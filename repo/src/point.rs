@@ -90,6 +90,9 @@ pub struct Disk {
     pub format: String,
     /// Path or address of the source image, to recognise a replaced disk.
     pub location: String,
+    /// Paths or addresses of its backing images, nearest first.
+    #[serde(default, skip_serializing_if = "Vec::is_empty")]
+    pub backing: Vec<String>,
     /// What it took.
     pub stats: DiskStats,
 }

@@ -38,6 +38,7 @@ fn point(number: u8, checkpoint: Option<&str>) -> Point {
             parent: None,
             format: "qcow2".into(),
             location: "/images/a.qcow2".into(),
+            backing: Vec::new(),
             stats: DiskStats::default(),
         }],
         files: Vec::new(),
@@ -122,6 +123,12 @@ fn whatever_is_not_proved_is_read_in_full_and_says_why() {
     assert_eq!(
         full(&disk, GIB, &[point(1, None)], &good),
         "the last point was made without a checkpoint"
+    );
+    let mut overlay = point(1, Some("a"));
+    overlay.disks[0].backing = vec!["/images/base.qcow2".into()];
+    assert_eq!(
+        full(&disk, GIB, &[overlay], &good),
+        "its backing images changed"
     );
     assert_eq!(
         full(&disk, GIB / 2, &points, &good),

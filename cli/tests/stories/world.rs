@@ -162,6 +162,7 @@ impl World {
                 parent: None,
                 format: "qcow2".to_owned(),
                 location: format!("/images/{target}.qcow2"),
+                backing: Vec::new(),
                 stats: stored.stats,
             }
         };

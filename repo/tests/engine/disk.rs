@@ -198,6 +198,7 @@ pub(crate) fn draft(source: &MemorySource<'_>, stored: StoredDisk) -> PointDraft
             parent: None,
             format: "qcow2".into(),
             location: "memory".into(),
+            backing: Vec::new(),
             stats: stored.stats,
         }],
         files: Vec::new(),

@@ -33,6 +33,7 @@ pub(super) fn example(root: RootId) -> Point {
             parent: None,
             format: "qcow2".into(),
             location: "/var/lib/libvirt/images/web.qcow2".into(),
+            backing: Vec::new(),
             stats: DiskStats::default(),
         }],
         files: vec![],

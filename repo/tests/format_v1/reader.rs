@@ -87,6 +87,7 @@ fn store(path: &Path, content: Vec<u8>) -> String {
             parent: None,
             format: "raw".into(),
             location: String::new(),
+            backing: Vec::new(),
             stats: stored.stats,
         }],
         files: vec![],
