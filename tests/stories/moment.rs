@@ -81,6 +81,25 @@ fn also_of_an_overlay_whose_cut_was_in_the_middle_of_a_cluster() {
 }
 
 #[test]
+fn and_of_one_that_was_merged_with_its_backing_image_since() {
+    let world = World::with_disk(16 * MIB);
+    let machine = &world.machine;
+    machine.io(0, "write -P 0xaa 0 16M");
+    let overlay = format!("vda,file={}", text(&world.path("overlay.qcow2")));
+    let words = ["--disk-only", "--no-metadata", "--diskspec", &overlay];
+    machine.virsh("snapshot-create-as", &words);
+    world.back_up(&[]);
+    for bytes in [8 * MIB + 512 * 9, 16 * MIB] {
+        machine.virsh("blockresize", &["vda", &format!("{bytes}B")]);
+    }
+    // Afterwards nothing shows that the disk was an overlay when the point was made.
+    machine.virsh("blockpull", &["vda", "--wait"]);
+    let point = world.back_up(&[]);
+    assert_eq!(point["disks"][0]["reason"], "its backing images changed");
+    world.assert_restores(id(&point), &world.now());
+}
+
+#[test]
 fn a_disk_that_grew_is_read_behind_its_old_end_too() {
     let world = World::with_disk(16 * MIB + 512);
     let machine = &world.machine;
