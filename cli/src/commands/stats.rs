@@ -44,12 +44,12 @@ pub(super) fn run(_: &Args, context: &Context) -> Result<Exit> {
             size(stats.disk_bytes)
         ),
         format!(
-            "data     {} that differ, in {} chunks",
-            size(data_bytes),
-            stats.chunks
+            "chunks   {} different, {} uncompressed",
+            stats.chunks,
+            size(data_bytes)
         ),
         format!(
-            "packs    {} in {} files, compressed",
+            "packs    {} in {} files",
             size(stats.pack_bytes),
             stats.packs
         ),
