@@ -196,7 +196,7 @@ fn message(error: &anyhow::Error, code: &str) -> String {
 }
 
 /// Cuts the number off that the standard library puts behind the system's own words.
-fn without_number(text: &str) -> &str {
+pub(crate) fn without_number(text: &str) -> &str {
     match text.rsplit_once(" (os error ") {
         Some((words, number)) if number.ends_with(')') => words,
         _ => text,

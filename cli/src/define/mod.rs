@@ -16,6 +16,7 @@ use anyhow::{Context, Result, bail, ensure};
 use virt::connect::Connect;
 use virt::domain::Domain;
 use virt::error::ErrorNumber;
+use virtkeep_capture::LibvirtError;
 use virtkeep_repo::{DomainUuid, FileRole, Point};
 
 use self::rewrite::{Identity, MovedFile, Placement, RestoredDisk};
@@ -63,12 +64,14 @@ impl Definer {
             point.id
         );
         virt::error::clear_error_callback();
-        let connection = Connect::open(uri).with_context(|| {
-            format!(
-                "cannot connect to libvirt{}: is the daemon running, and may this user use it?",
-                uri.map(|uri| format!(" at {uri}")).unwrap_or_default()
-            )
-        })?;
+        let connection = Connect::open(uri)
+            .map_err(LibvirtError::from)
+            .with_context(|| {
+                format!(
+                    "cannot connect to libvirt{}: is the daemon running, and may this user use it?",
+                    uri.map(|uri| format!(" at {uri}")).unwrap_or_default()
+                )
+            })?;
         let identity = match wanted {
             As::Original => {
                 let uuid = point.domain.uuid.to_string();
@@ -123,6 +126,7 @@ impl Definer {
         let domain = self
             .connection
             .define_domain_xml(&rewritten.xml)
+            .map_err(LibvirtError::from)
             .context("libvirt does not accept the definition; the restored files are complete")?;
         Ok(Defined {
             name: domain.name()?,
@@ -138,6 +142,7 @@ impl Defined {
     pub(crate) fn start(&self) -> Result<()> {
         self.domain
             .create()
+            .map_err(LibvirtError::from)
             .with_context(|| format!("{} is defined, but does not start", shown(&self.name)))
     }
 }
@@ -156,7 +161,7 @@ fn exists(looked_up: Result<Domain, virt::error::Error>) -> Result<bool> {
     match looked_up {
         Ok(_) => Ok(true),
         Err(error) if error.code() == ErrorNumber::NoDomain.into() => Ok(false),
-        Err(error) => Err(error).context("cannot ask libvirt for its domains"),
+        Err(error) => Err(LibvirtError::from(error)).context("cannot ask libvirt for its domains"),
     }
 }
 

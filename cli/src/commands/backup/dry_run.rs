@@ -11,7 +11,7 @@ use virtkeep_repo::{CaptureMode, SourceKind};
 use super::Args;
 use super::lines::{self, ErrorLine, SkippedLine};
 use crate::context::Context;
-use crate::exit::{Exit, Failure};
+use crate::exit::{Exit, Failure, without_number};
 use crate::output::{Table, shown, size};
 
 #[derive(Serialize)]
@@ -143,7 +143,7 @@ fn text(plan: &Plan, state: RunState) -> String {
         remark("will be cleared", leftover);
     }
     if let Some(obstacle) = &plan.obstacle {
-        remark("the backup would fail", obstacle);
+        remark("the backup would fail", without_number(obstacle));
     }
     text
 }
@@ -182,7 +182,7 @@ fn line(plan: &Plan) -> PlanLine<'_> {
         left_out: left_out_lines(&plan.left_out),
         unsupported: left_out_lines(&plan.unsupported),
         leftovers: &plan.leftovers,
-        obstacle: plan.obstacle.as_deref(),
+        obstacle: plan.obstacle.as_deref().map(without_number),
     }
 }
 
