@@ -1,10 +1,13 @@
 //! How far a command has come, on standard error: bars with rate and time left on a terminal, one
 //! plain line per event otherwise.
 
+use std::fmt;
 use std::io::IsTerminal;
 use std::time::Duration;
 
-use indicatif::{MultiProgress, ProgressBar, ProgressDrawTarget, ProgressStyle};
+use indicatif::{
+    HumanDuration, MultiProgress, ProgressBar, ProgressDrawTarget, ProgressState, ProgressStyle,
+};
 use virtkeep_repo::{ByteLen, CheckProgress, Progress};
 
 use crate::output::{shown, size};
@@ -70,8 +73,21 @@ impl Reporter {
 }
 
 fn style() -> ProgressStyle {
-    const TEMPLATE: &str = "{prefix:<12} {wide_bar} {percent:>3}% of {binary_total_bytes}  {binary_bytes_per_sec}  {eta} left";
-    ProgressStyle::with_template(TEMPLATE).unwrap_or_else(|_| ProgressStyle::default_bar())
+    const TEMPLATE: &str = "{prefix:<12} {wide_bar} {percent:>3}% of {binary_total_bytes}  {binary_bytes_per_sec:>13}  {left:>8}";
+    styled(TEMPLATE)
+}
+
+fn styled(template: &str) -> ProgressStyle {
+    ProgressStyle::with_template(template)
+        .unwrap_or_else(|_| ProgressStyle::default_bar())
+        .with_key("left", left)
+}
+
+/// The time left, once there is something to judge by.
+fn left(state: &ProgressState, text: &mut dyn fmt::Write) {
+    if state.pos() > 0 {
+        let _ = write!(text, "{:#} left", HumanDuration(state.eta()));
+    }
 }
 
 /// The progress of one disk. Ends when dropped.
@@ -104,9 +120,8 @@ impl CheckBar {
     pub(crate) fn new(reporter: &Reporter) -> Self {
         let bar = ProgressBar::hidden();
         if reporter.on_terminal {
-            const TEMPLATE: &str = "{prefix:<12} {wide_bar} {pos} of {len}  {eta} left";
-            let style = ProgressStyle::with_template(TEMPLATE);
-            bar.set_style(style.unwrap_or_else(|_| ProgressStyle::default_bar()));
+            const TEMPLATE: &str = "{prefix:<12} {wide_bar} {pos} of {len}  {left:>8}";
+            bar.set_style(styled(TEMPLATE));
             reporter.bars.add(bar.clone());
         }
         Self(bar)
