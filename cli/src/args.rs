@@ -19,10 +19,10 @@ use crate::commands::Command;
     max_term_width = 100,
     after_help = "\
 Examples:
-  virtkeep -r /backup/vms init             make a repository
-  export VIRTKEEP_REPO=/backup/vms         so that -r can be left out
-  virtkeep backup web1                     full the first time, incremental from then on
-  virtkeep list                            what there is to restore
+  virtkeep -r /backup/vms init          make a repository
+  export VIRTKEEP_REPO=/backup/vms      so that -r can be left out
+  virtkeep backup web1                  full at first, then incremental
+  virtkeep list                         what there is to restore
   virtkeep restore web1@latest --to /tmp/web1
 
 A POINT is DOMAIN@WHEN or a point id from `virtkeep list`. WHEN is `latest`,

@@ -26,9 +26,9 @@ use crate::signals;
 #[derive(clap::Args, Debug)]
 #[command(after_help = "\
 Examples:
-  virtkeep backup web1                         incremental if that is safe, else full
-  virtkeep backup --all                        every domain of this host
-  virtkeep backup web1 --dry-run               what would be done, and why
+  virtkeep backup web1                      incremental if safe, else full
+  virtkeep backup --all                     every domain of this host
+  virtkeep backup web1 --dry-run            what would be done, and why
   virtkeep backup --image disk.qcow2 --name old-server
   virtkeep backup --nbd nbd://host/export --name appliance
 
