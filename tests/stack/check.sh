@@ -43,7 +43,8 @@ section_scripts() {
         echo "skipped: shellcheck is not installed"
         return
     fi
-    shellcheck tests/stack/*.sh tests/stack/with-libvirt tests/stack/domain-xml .ci/run
+    shellcheck tests/stack/*.sh tests/stack/with-libvirt tests/stack/domain-xml .ci/run \
+        benches/*.sh libnbd/tests/*.sh
     shellcheck --shell=dash tests/stack/guest/*
 }
 
