@@ -30,7 +30,7 @@ impl Repository {
     pub fn init(path: &Path, options: &InitOptions, env: Env) -> Result<Self> {
         let config = new_config(path, options, &env)?;
         if path.join(CONFIG).exists() {
-            let why = "a repository is there already".to_owned();
+            let why = "it is a repository".to_owned();
             return Err(Error::AlreadyExists {
                 path: path.to_owned(),
                 why,
