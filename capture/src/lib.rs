@@ -49,6 +49,7 @@ pub use freeze::thaw_when_orphaned;
 pub use host::{DomainRef, Host};
 pub use image::{ImageSource, backup_image, backup_nbd};
 pub use libvirt::{ErrorKind, LibvirtError, RunState};
+pub use names::escape as escape_xml;
 pub use options::{Options, ScratchReserve};
 pub use plan::{DiskPlan, FreezePlan, LeftOut, Plan, ScratchPlan, plan};
 pub use release::release;

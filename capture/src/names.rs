@@ -64,7 +64,7 @@ impl Names {
 }
 
 /// The text as XML content or attribute value.
-pub(crate) fn escape(text: &str) -> String {
+pub fn escape(text: &str) -> String {
     let mut escaped = String::with_capacity(text.len());
     for c in text.chars() {
         match c {

@@ -6,6 +6,7 @@
 use std::ops::Range;
 
 use roxmltree::Node;
+pub(super) use virtkeep_capture::escape_xml as escape;
 
 /// Edits to one XML text.
 #[derive(Debug)]
@@ -105,23 +106,6 @@ impl<'t> Splices<'t> {
         result.push_str(&self.text[at..]);
         result
     }
-}
-
-/// `text` as XML character data or attribute value.
-pub(crate) fn escape(text: &str) -> String {
-    let mut escaped = String::with_capacity(text.len());
-    for c in text.chars() {
-        match c {
-            '&' => escaped.push_str("&amp;"),
-            '<' => escaped.push_str("&lt;"),
-            '>' => escaped.push_str("&gt;"),
-            '\'' => escaped.push_str("&apos;"),
-            '"' => escaped.push_str("&quot;"),
-            '\n' | '\t' | '\r' => escaped.push_str(&format!("&#{};", u32::from(c))),
-            c => escaped.push(c),
-        }
-    }
-    escaped
 }
 
 /// Whether XML can hold this text at all: most control characters it cannot.
