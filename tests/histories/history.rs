@@ -86,15 +86,14 @@ impl History {
             Event::Reset => drop(machine.virsh("reset", &[])),
             Event::Grow { disk, bytes } if is_free => {
                 let (target, size) = self.disk(*disk);
-                self.resize(&target, size + bytes);
+                return machine.resize(&target, size + bytes);
             }
             Event::ShrinkAndGrow { disk, bytes } if is_free => {
                 let (target, size) = self.disk(*disk);
-                if size <= *bytes {
+                if size <= *bytes || !machine.resize(&target, size - bytes) {
                     return false;
                 }
-                self.resize(&target, size - bytes);
-                self.resize(&target, size);
+                assert!(machine.resize(&target, size), "what could shrink can grow");
             }
             Event::Snapshot if is_free && self.overlays < 3 => self.snapshot(),
             Event::Commit if is_free && self.overlays > 0 => {
@@ -131,11 +130,6 @@ impl History {
         let info = self.machine.virsh("domblkinfo", &[target]);
         let capacity = info.lines().find_map(|line| line.strip_prefix("Capacity:"));
         (target.clone(), capacity.unwrap().trim().parse().unwrap())
-    }
-
-    fn resize(&self, target: &str, bytes: u64) {
-        self.machine
-            .virsh("blockresize", &[target, &format!("{bytes}B")]);
     }
 
     fn snapshot(&mut self) {
