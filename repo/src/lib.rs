@@ -19,7 +19,8 @@ pub mod codec;
 pub mod config;
 mod env;
 mod error;
-mod file_system;
+#[doc(hidden)]
+pub mod file_system;
 #[doc(hidden)]
 pub mod format;
 mod ids;
@@ -63,6 +64,6 @@ pub use point::{
 };
 pub use progress::{NoProgress, Progress};
 pub use read::{DiskReader, DiskSink};
-pub use repository::{InitOptions, OpenOptions, RebuildReport, Repository, Stats};
+pub use repository::{InitOptions, OpenOptions, Parts, RebuildReport, Repository, Stats};
 pub use source::{DiskSource, Extent, ExtentState, Next, ReadQueue, ReadRequest, SourceError};
 pub use units::{ByteLen, DiskOffset, UnixMillis};

@@ -3,13 +3,17 @@
 //! A lease ends with its process; a VM that runs from a point does not, and neither does a user's wish
 //! to keep one. Each pin is a file of its own, written once and removed by whoever set it.
 
-use std::fs::{self, File};
-use std::io::{self, Write};
+use std::io;
 use std::path::{Path, PathBuf};
+use std::sync::Arc;
 
 use serde::{Deserialize, Serialize};
 
+use crate::file_system::{FileSystem, LocalFileSystem};
 use crate::{Env, Error, PointId, Result, UnixMillis};
+
+/// The largest pin that is read, in bytes.
+const PIN_BYTES_MAX: u64 = 1 << 20;
 
 /// A pin as stored.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
@@ -25,6 +29,7 @@ pub struct Pin {
 /// The pins of one repository.
 #[derive(Clone)]
 pub struct PinStore {
+    files: Arc<dyn FileSystem>,
     dir: PathBuf,
     env: Env,
 }
@@ -32,7 +37,13 @@ pub struct PinStore {
 impl PinStore {
     /// The pins in `dir`.
     pub fn new(dir: &Path, env: Env) -> Self {
+        Self::on(Arc::new(LocalFileSystem), dir, env)
+    }
+
+    /// The same on a given file system.
+    pub fn on(files: Arc<dyn FileSystem>, dir: &Path, env: Env) -> Self {
         Self {
+            files,
             dir: dir.to_owned(),
             env,
         }
@@ -52,10 +63,10 @@ impl PinStore {
         let write = || -> io::Result<()> {
             let mut json = serde_json::to_vec(&pin)?;
             json.push(b'\n');
-            let mut file = File::create_new(&temporary)?;
-            file.write_all(&json)?;
-            file.sync_all()?;
-            fs::rename(&temporary, &path)
+            let mut file = self.files.create_new(&temporary)?;
+            file.append(&json)?;
+            file.sync()?;
+            self.files.rename_new(&temporary, &path)
         };
         write().map_err(Error::io("write the pin", &path))?;
         self.sync()?;
@@ -66,14 +77,13 @@ impl PinStore {
     /// point.
     pub fn list(&self) -> Result<Vec<(String, Pin)>> {
         let mut pins = Vec::new();
-        let listing = || Error::io("list", &self.dir);
-        for entry in fs::read_dir(&self.dir).map_err(listing())? {
-            let entry = entry.map_err(listing())?;
-            let Some(name) = entry.file_name().to_str().and_then(valid_name) else {
+        let entries = self.files.entries(&self.dir);
+        for path in entries.map_err(Error::io("list", &self.dir))? {
+            let name = path.file_name().and_then(|name| name.to_str());
+            let Some(name) = name.and_then(valid_name) else {
                 continue;
             };
-            let path = entry.path();
-            let json = match fs::read(&path) {
+            let json = match self.read(&path) {
                 Ok(json) => json,
                 Err(error) if error.kind() == io::ErrorKind::NotFound => continue,
                 Err(error) => return Err(Error::io("read the pin", &path)(error)),
@@ -95,7 +105,7 @@ impl PinStore {
             return Ok(());
         };
         let path = self.dir.join(name);
-        match fs::remove_file(&path) {
+        match self.files.remove(&path) {
             Err(error) if error.kind() != io::ErrorKind::NotFound => {
                 Err(Error::io("remove the pin", &path)(error))
             }
@@ -103,9 +113,16 @@ impl PinStore {
         }
     }
 
+    fn read(&self, path: &Path) -> io::Result<Vec<u8>> {
+        let file = self.files.open(path)?;
+        let mut json = vec![0; file.size()?.min(PIN_BYTES_MAX) as usize];
+        file.read_exact_at(&mut json, 0)?;
+        Ok(json)
+    }
+
     fn sync(&self) -> Result<()> {
-        File::open(&self.dir)
-            .and_then(|dir| dir.sync_all())
+        self.files
+            .sync_directory(&self.dir)
             .map_err(Error::io("sync", &self.dir))
     }
 }
@@ -118,6 +135,8 @@ fn valid_name(name: &str) -> Option<String> {
 
 #[cfg(test)]
 mod tests {
+    use std::fs;
+
     use super::*;
 
     #[test]

@@ -3,6 +3,7 @@
 mod open;
 mod rebuild;
 
+pub use open::Parts;
 pub use rebuild::RebuildReport;
 
 use std::collections::{HashMap, HashSet};
@@ -15,6 +16,7 @@ use crate::format;
 use crate::format::geometry::{ChunkSize, FanOut};
 use crate::format::point::POINT_BYTES_MAX;
 use crate::lease::{LeaseStore, ReaderLease, Roots};
+use crate::pin::PinStore;
 use crate::storage::{Folder, ObjectName};
 use crate::store::Store;
 use crate::{
@@ -55,6 +57,8 @@ pub struct OpenOptions {
     pub no_lock: bool,
     /// Accept a network file system.
     pub unsafe_network_fs: bool,
+    /// A new pack is finished when it has this many bytes; 64 MiB by default and at most.
+    pub pack_size: Option<ByteLen>,
 }
 
 /// An open repository. Cheap to share; many processes may have one open at once.
@@ -63,6 +67,7 @@ pub struct Repository {
     config: Config,
     store: Arc<Store>,
     leases: LeaseStore,
+    pins: PinStore,
     /// Neither locks nor leases are taken: nothing can be written here anyway.
     lockless: bool,
     read_only: bool,
@@ -219,6 +224,11 @@ impl Repository {
             pack_bytes: index.pack_bytes,
             index_bytes: index.file_bytes,
         })
+    }
+
+    /// Its pins.
+    pub fn pins(&self) -> &PinStore {
+        &self.pins
     }
 
     /// What reading and writing share.

@@ -24,6 +24,8 @@ pub(crate) struct Store {
     pub(crate) keys: Keys,
     pub(crate) fan_out: FanOut,
     pub(crate) codec: Codec,
+    /// A pack with this many bytes is finished.
+    pub(crate) pack_bytes_target: u64,
     pub(crate) env: Env,
     pub(crate) nodes: Cache<NodeId, Node>,
 }

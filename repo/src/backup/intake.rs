@@ -12,6 +12,7 @@ use std::thread;
 use crossbeam_channel::{Receiver, Sender};
 
 use crate::PackKind;
+use crate::format::geometry::CHUNK_BYTES_MIN;
 use crate::format::node::{Node, Root};
 use crate::format::pack::{FinishedPack, PackWriter};
 use crate::format::record;
@@ -23,10 +24,6 @@ use crate::{Error, LeaseId, NodeId, PackId, RawId, RecordKind, Result, RootId};
 
 /// Packs waiting to become durable while the next ones are written.
 const PACKS_FINISHING_MAX: usize = 1;
-
-/// Entries gathered before the index is told of them. Packs of a killed run that the index was not
-/// told of are adopted by the next.
-const INDEX_BATCH_ENTRIES: usize = 16 << 10;
 
 /// Takes in the records of one backup, from all its threads.
 pub(super) struct Intake {
@@ -207,7 +204,7 @@ impl Intake {
         }
         let writer = place.as_mut().expect("made just above");
         writer.append(kind, id, sealed)?;
-        if !writer.is_full() {
+        if writer.bytes() < self.shared.store.pack_bytes_target {
             return Ok(());
         }
         let full = place.take().expect("just written to");
@@ -258,10 +255,12 @@ impl Shared {
         self.note(self.index_packs(&mut gathered)).ok();
     }
 
+    /// The index is told of as many records at once as a pack holds of the smallest chunks. Packs of
+    /// a killed run that it was not told of are adopted by the next.
     fn finish_pack(&self, writer: PackWriter, gathered: &mut Vec<FinishedPack>) -> Result<()> {
         gathered.push(writer.finish()?);
         let entries: usize = gathered.iter().map(|pack| pack.entries.len()).sum();
-        if entries >= INDEX_BATCH_ENTRIES {
+        if entries as u64 >= self.store.pack_bytes_target / u64::from(CHUNK_BYTES_MIN) {
             self.index_packs(gathered)
         } else {
             Ok(())

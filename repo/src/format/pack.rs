@@ -196,11 +196,6 @@ impl PackWriter {
         self.entries.len()
     }
 
-    /// Whether it is time to finish.
-    pub fn is_full(&self) -> bool {
-        self.bytes >= PACK_BYTES_TARGET
-    }
-
     /// Adds a record as [`seal`](super::record::seal) made it, and says where it will lie. Not
     /// durable. After an error nothing can be added any more.
     pub fn append(&mut self, kind: RecordKind, id: RawId, sealed: &[u8]) -> Result<PackEntry> {

@@ -1,14 +1,13 @@
 //! Where the index file lives: the one thing the index asks of the world beside its lock.
-//!
-//! Behind a trait, so that tests can put a simulated disk beneath redb.
 
-use std::fs::{self, File, OpenOptions};
 use std::io;
 use std::ops::Bound;
 use std::path::{Path, PathBuf};
+use std::sync::Arc;
 
-use redb::backends::FileBackend;
 use redb::{BackendError, StorageBackend};
+
+use crate::file_system::{Access, FileSystem, LocalFileSystem};
 
 /// The file of the index, and one that is being built to take its place.
 pub trait IndexFiles: Send + Sync {
@@ -35,8 +34,8 @@ pub trait IndexFiles: Send + Sync {
 }
 
 /// The index on a local file system: `index.redb`, built as `index.redb.new`.
-#[derive(Debug)]
 pub struct LocalFiles {
+    files: Arc<dyn FileSystem>,
     dir: PathBuf,
     index: PathBuf,
     new: PathBuf,
@@ -45,57 +44,45 @@ pub struct LocalFiles {
 impl LocalFiles {
     /// The index of the repository in `dir`.
     pub fn new(dir: &Path) -> Self {
+        Self::on(Arc::new(LocalFileSystem), dir)
+    }
+
+    /// The same on a given file system.
+    pub fn on(files: Arc<dyn FileSystem>, dir: &Path) -> Self {
         Self {
+            files,
             dir: dir.to_owned(),
             index: dir.join("index.redb"),
             new: dir.join("index.redb.new"),
         }
     }
-
-    fn backend(file: File) -> io::Result<Box<dyn StorageBackend>> {
-        FileBackend::new(file)
-            .map(|backend| Box::new(backend) as Box<dyn StorageBackend>)
-            .map_err(io::Error::other)
-    }
 }
 
 impl IndexFiles for LocalFiles {
     fn open_read(&self) -> io::Result<Box<dyn StorageBackend>> {
-        Self::backend(File::open(&self.index)?)
+        self.files.open_index(&self.index, Access::Read)
     }
 
     fn open_write(&self) -> io::Result<Box<dyn StorageBackend>> {
-        Self::backend(
-            OpenOptions::new()
-                .read(true)
-                .write(true)
-                .open(&self.index)?,
-        )
+        self.files.open_index(&self.index, Access::Write)
     }
 
     fn start_new(&self) -> io::Result<Box<dyn StorageBackend>> {
-        Self::backend(
-            OpenOptions::new()
-                .read(true)
-                .write(true)
-                .create(true)
-                .truncate(true)
-                .open(&self.new)?,
-        )
+        self.files.open_index(&self.new, Access::StartAnew)
     }
 
     fn continue_new(&self) -> io::Result<Box<dyn StorageBackend>> {
-        Self::backend(OpenOptions::new().read(true).write(true).open(&self.new)?)
+        self.files.open_index(&self.new, Access::Write)
     }
 
     fn publish_new(&self) -> io::Result<()> {
-        File::open(&self.new)?.sync_all()?;
-        fs::rename(&self.new, &self.index)?;
-        File::open(&self.dir)?.sync_all()
+        self.files.open(&self.new)?.sync()?;
+        self.files.rename(&self.new, &self.index)?;
+        self.files.sync_directory(&self.dir)
     }
 
     fn size(&self) -> io::Result<u64> {
-        Ok(fs::metadata(&self.index)?.len())
+        self.files.len(&self.index)
     }
 
     fn path(&self) -> &Path {

@@ -1,4 +1,4 @@
-//! Making a repository, and opening one.
+//! Making a repository, and opening one: in a directory, or from parts that lie in several places.
 
 use std::fs;
 use std::os::unix::fs::DirBuilderExt;
@@ -8,12 +8,14 @@ use std::sync::Arc;
 use super::{InitOptions, OpenOptions, Repository};
 use crate::cache::Cache;
 use crate::config::{CONFIG_BYTES_MAX, Config};
-use crate::file_system;
+use crate::file_system::kind;
 use crate::format::geometry::{ChunkSize, FanOut};
-use crate::index::{FileGate, Identity, Index, IndexLock, LocalFiles, NoLock};
+use crate::format::pack::PACK_BYTES_TARGET;
+use crate::index::{FileGate, Identity, Index, IndexFiles, IndexLock, LocalFiles, NoLock};
 use crate::keys::IdKey;
 use crate::lease::LeaseStore;
 use crate::limits::NODES_CACHED_MAX;
+use crate::pin::PinStore;
 use crate::storage::{Folder, LocalStorage, ObjectName, Storage};
 use crate::store::Store;
 use crate::{Env, Error, RepoId, Result};
@@ -24,6 +26,21 @@ const FOLDERS: [&str; 5] = ["packs", "points", "leases", "pins", "locks"];
 const CONFIG: &str = "config.toml";
 /// The index file.
 const INDEX: &str = "index.redb";
+
+/// What a repository consists of. The objects may live in another place than the index and the pins;
+/// leases and locks are files of the host whose processes share the repository.
+#[derive(Clone)]
+pub struct Parts {
+    /// Packs, point records, settings.
+    pub storage: Arc<dyn Storage>,
+    /// The index file.
+    pub index: Arc<dyn IndexFiles>,
+    /// The pins.
+    pub pins: PinStore,
+    /// A directory of this host with the folders `leases` and `locks`; stands for the repository in
+    /// messages.
+    pub directory: PathBuf,
+}
 
 impl Repository {
     /// Makes a new repository in `path`, which must be missing or an empty directory.
@@ -45,7 +62,7 @@ impl Repository {
             .and_then(|top| top.parent())
             .unwrap_or(&absolute);
         if !options.unsafe_network_fs {
-            file_system::refuse_network(existing)?;
+            kind::refuse_network(existing)?;
         }
         for folder in FOLDERS {
             let folder = absolute.join(folder);
@@ -56,13 +73,7 @@ impl Repository {
                 .create(&folder)
                 .map_err(Error::io("create", &folder))?;
         }
-        Index::create(
-            Arc::new(LocalFiles::new(path)),
-            Arc::new(FileGate::new(&path.join("locks"), "virtkeep init")),
-            identity(&config),
-        )?;
-        // Last: without its settings it is no repository yet, and `init` can be repeated.
-        LocalStorage::new(path).put(&ObjectName::Config, config.print().as_bytes())?;
+        Self::settle(&Parts::of(path, &env), &config)?;
         for directory in std::iter::once(existing).chain(missing.iter().map(PathBuf::as_path)) {
             sync_directory(directory)?;
         }
@@ -80,17 +91,48 @@ impl Repository {
         Ok(repo)
     }
 
+    /// Makes a new repository of these parts, which hold nothing yet but the folders of `directory`.
+    pub fn init_on(parts: Parts, options: &InitOptions, env: Env) -> Result<Self> {
+        let config = new_config(&parts.directory, options, &env)?;
+        refuse_old_content(&*parts.storage, &parts.directory)?;
+        Self::settle(&parts, &config)?;
+        Self::open_on(parts, &OpenOptions::default(), env)
+    }
+
+    /// Opens a repository that consists of these parts.
+    pub fn open_on(parts: Parts, options: &OpenOptions, env: Env) -> Result<Self> {
+        let repo = Self::assemble_on(parts, options, env)?;
+        repo.store.index.check_identity()?;
+        Ok(repo)
+    }
+
+    /// Makes the index of a new repository, then its settings: without them it is no repository yet,
+    /// and `init` can be repeated.
+    fn settle(parts: &Parts, config: &Config) -> Result<()> {
+        let lock = FileGate::new(&parts.directory.join("locks"), "virtkeep init");
+        Index::create(Arc::clone(&parts.index), Arc::new(lock), identity(config))?;
+        parts
+            .storage
+            .put(&ObjectName::Config, config.print().as_bytes())
+    }
+
     /// Opens everything but the index, of which nothing is asked yet: it may be missing or damaged.
     pub(super) fn assemble(path: &Path, options: &OpenOptions, env: Env) -> Result<Self> {
-        let storage = LocalStorage::new(path);
-        let config = read_config(path, &storage)?;
+        check_directory(path)?;
+        if !options.unsafe_network_fs {
+            kind::refuse_network(path)?;
+        }
+        Self::assemble_on(Parts::of(path, &env), options, env)
+    }
+
+    /// As [`assemble`](Self::assemble).
+    pub(super) fn assemble_on(parts: Parts, options: &OpenOptions, env: Env) -> Result<Self> {
+        let path = &parts.directory;
+        let config = read_config(path, &*parts.storage)?;
         if !options.read_only {
             config.check_writable()?;
         }
-        if !options.unsafe_network_fs {
-            file_system::refuse_network(path)?;
-        }
-        let read_only_media = file_system::is_read_only(path)?;
+        let read_only_media = kind::is_read_only(path)?;
         if read_only_media && !options.read_only {
             let why = "its file system is mounted read-only".to_owned();
             return Err(Error::ReadOnly {
@@ -104,24 +146,38 @@ impl Repository {
         } else {
             Arc::new(FileGate::new(&path.join("locks"), "virtkeep"))
         };
-        let index = Index::at(Arc::new(LocalFiles::new(path)), lock, identity(&config));
+        let pack_size = options.pack_size.map_or(PACK_BYTES_TARGET, |size| size.0);
         let store = Store {
-            storage: Arc::new(storage),
-            index,
+            storage: parts.storage,
+            index: Index::at(parts.index, lock, identity(&config)),
             keys: config.keys(),
             fan_out: config.fan_out,
             codec: config.codec,
+            pack_bytes_target: pack_size.min(PACK_BYTES_TARGET),
             nodes: Cache::new(NODES_CACHED_MAX),
             env: env.clone(),
         };
         Ok(Self {
-            path: path.to_owned(),
             config,
             store: Arc::new(store),
             leases: LeaseStore::new(&path.join("leases"), env),
+            pins: parts.pins,
+            path: parts.directory,
             lockless,
             read_only: options.read_only,
         })
+    }
+}
+
+impl Parts {
+    /// All in one directory.
+    fn of(path: &Path, env: &Env) -> Self {
+        Self {
+            storage: Arc::new(LocalStorage::new(path)),
+            index: Arc::new(LocalFiles::new(path)),
+            pins: PinStore::new(&path.join("pins"), env.clone()),
+            directory: path.to_owned(),
+        }
     }
 }
 
@@ -151,11 +207,8 @@ fn new_config(path: &Path, options: &InitOptions, env: &Env) -> Result<Config> {
     ))
 }
 
-fn read_config(path: &Path, storage: &dyn Storage) -> Result<Config> {
-    let none = |why: String| Error::NotARepository {
-        path: path.to_owned(),
-        why,
-    };
+/// [`Error::NoRepository`] when there is nothing at `path`.
+fn check_directory(path: &Path) -> Result<()> {
     let directory = match fs::metadata(path) {
         Err(error) if error.kind() == std::io::ErrorKind::NotFound => {
             return Err(Error::NoRepository {
@@ -164,9 +217,20 @@ fn read_config(path: &Path, storage: &dyn Storage) -> Result<Config> {
         }
         found => found.map_err(Error::io("examine", path))?.is_dir(),
     };
-    if !directory {
-        return Err(none("it is not a directory".to_owned()));
+    if directory {
+        return Ok(());
     }
+    Err(Error::NotARepository {
+        path: path.to_owned(),
+        why: "it is not a directory".to_owned(),
+    })
+}
+
+fn read_config(path: &Path, storage: &dyn Storage) -> Result<Config> {
+    let none = |why: String| Error::NotARepository {
+        path: path.to_owned(),
+        why,
+    };
     let text = storage
         .read_whole(&ObjectName::Config, CONFIG_BYTES_MAX)
         .map_err(|error| match error {

@@ -7,7 +7,7 @@
 use std::collections::HashSet;
 use std::path::Path;
 
-use super::{OpenOptions, Repository};
+use super::{OpenOptions, Parts, Repository};
 use crate::check::reason;
 use crate::format::pack::{FinishedPack, PackEntry, PackHeader, read_header, read_table};
 use crate::format::point::{self, POINT_BYTES_MAX};
@@ -48,13 +48,27 @@ impl Repository {
         progress: &dyn CheckProgress,
         cancel: &Cancel,
     ) -> Result<RebuildReport> {
-        let repo = Self::assemble(path, options, env)?;
-        repo.check_writable()?;
-        let locks = path.join("locks");
+        Self::assemble(path, options, env)?.rebuild(progress, cancel)
+    }
+
+    /// The same for a repository that consists of these parts.
+    pub fn rebuild_index_on(
+        parts: Parts,
+        options: &OpenOptions,
+        env: Env,
+        progress: &dyn CheckProgress,
+        cancel: &Cancel,
+    ) -> Result<RebuildReport> {
+        Self::assemble_on(parts, options, env)?.rebuild(progress, cancel)
+    }
+
+    fn rebuild(&self, progress: &dyn CheckProgress, cancel: &Cancel) -> Result<RebuildReport> {
+        self.check_writable()?;
+        let locks = self.path.join("locks");
         std::fs::create_dir_all(&locks).map_err(Error::io("create", &locks))?;
         let _alone = MaintenanceLock::take(&locks, "virtkeep repair")?;
-        let memory = repo.memory()?;
-        let store = &**repo.store();
+        let memory = self.memory()?;
+        let store = &**self.store();
         let mut report = RebuildReport::default();
 
         let rebuild = store.index.start_rebuild()?;

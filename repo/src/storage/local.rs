@@ -7,17 +7,13 @@
 //! before an object in it counts as durable.
 
 use std::collections::{HashMap, HashSet};
-use std::fs::{self, DirBuilder, File, OpenOptions};
-use std::io::{self, Write};
+use std::io;
 use std::num::NonZeroU64;
-use std::os::unix::fs::{DirBuilderExt, FileExt, MetadataExt, OpenOptionsExt};
 use std::path::{Path, PathBuf};
 use std::sync::{Arc, Mutex};
 
-use rustix::fs::{Advice, CWD, FlockOperation, RenameFlags};
-use rustix::io::Errno;
-
 use super::{Folder, ObjectName, ObjectWriter, Storage};
+use crate::file_system::{FileSystem, LocalFileSystem, OpenFile};
 use crate::sync::lock;
 use crate::{Error, Result};
 
@@ -35,6 +31,7 @@ pub struct LocalStorage {
 }
 
 struct Shared {
+    files: Arc<dyn FileSystem>,
     root: PathBuf,
     open_files: Mutex<OpenFiles>,
     /// Directories whose own entry is known to be durable.
@@ -44,15 +41,21 @@ struct Shared {
 /// The files read last.
 #[derive(Default)]
 struct OpenFiles {
-    files: HashMap<ObjectName, (Arc<File>, u64)>,
+    files: HashMap<ObjectName, (Arc<dyn OpenFile>, u64)>,
     clock: u64,
 }
 
 impl LocalStorage {
     /// The objects below `root`, a directory that exists. Touches nothing.
     pub fn new(root: impl Into<PathBuf>) -> Self {
+        Self::on(Arc::new(LocalFileSystem), root)
+    }
+
+    /// The same on a given file system.
+    pub fn on(files: Arc<dyn FileSystem>, root: impl Into<PathBuf>) -> Self {
         Self {
             shared: Arc::new(Shared {
+                files,
                 root: root.into(),
                 open_files: Mutex::default(),
                 durable_folders: Mutex::default(),
@@ -65,13 +68,13 @@ impl LocalStorage {
         self.shared.path_of(name)
     }
 
-    fn open_file(&self, name: &ObjectName) -> Result<Arc<File>> {
+    fn open_file(&self, name: &ObjectName) -> Result<Arc<dyn OpenFile>> {
         if let Some(file) = lock(&self.shared.open_files).get(name) {
             return Ok(file);
         }
         let path = self.path_of(name);
-        let file = match File::open(&path) {
-            Ok(file) => Arc::new(file),
+        let file: Arc<dyn OpenFile> = match self.shared.files.open(&path) {
+            Ok(file) => file.into(),
             Err(error) if error.kind() == io::ErrorKind::NotFound => {
                 return Err(Error::Missing {
                     what: name.to_string(),
@@ -88,8 +91,8 @@ impl LocalStorage {
         let root = &self.shared.root;
         match folder {
             Folder::Packs => {
-                let mut shards = entries(&root.join("packs"))?;
-                shards.retain(|path| path.is_dir());
+                let mut shards = self.shared.entries(&root.join("packs"))?;
+                shards.retain(|path| self.shared.files.is_directory(path));
                 Ok(shards)
             }
             Folder::Points => Ok(vec![root.join("points")]),
@@ -101,16 +104,18 @@ impl LocalStorage {
 impl Storage for LocalStorage {
     fn create(&self, name: &ObjectName) -> Result<Box<dyn ObjectWriter>> {
         let path = self.path_of(name);
-        if path.exists() {
+        let shared = &self.shared;
+        if shared.files.len(&path).is_ok() {
             return Err(exists(path));
         }
         let (folders, _) = name.path_parts();
-        self.shared.make_folders(&folders)?;
+        shared.make_folders(&folders)?;
         let mut temporary = path.clone().into_os_string();
         temporary.push(TEMPORARY_SUFFIX);
         let temporary = PathBuf::from(temporary);
-        let file = create_locked(&temporary)?;
+        let file = shared.create_locked(&temporary)?;
         Ok(Box::new(LocalWriter {
+            shared: Arc::clone(shared),
             file,
             temporary,
             path,
@@ -142,8 +147,8 @@ impl Storage for LocalStorage {
 
     fn len(&self, name: &ObjectName) -> Result<Option<u64>> {
         let path = self.path_of(name);
-        match fs::metadata(&path) {
-            Ok(metadata) => Ok(Some(metadata.len())),
+        match self.shared.files.len(&path) {
+            Ok(len) => Ok(Some(len)),
             Err(error) if error.kind() == io::ErrorKind::NotFound => Ok(None),
             Err(error) => Err(Error::io("look at", path)(error)),
         }
@@ -152,7 +157,7 @@ impl Storage for LocalStorage {
     fn list(&self, folder: Folder) -> Result<Vec<ObjectName>> {
         let mut names = Vec::new();
         for directory in self.folder_paths(folder)? {
-            for path in entries(&directory)? {
+            for path in self.shared.entries(&directory)? {
                 // A file counts only where its name says it belongs.
                 names.extend(parse_name(folder, &path).filter(|name| self.path_of(name) == path));
             }
@@ -163,16 +168,17 @@ impl Storage for LocalStorage {
 
     fn delete(&self, name: &ObjectName) -> Result<bool> {
         let path = self.path_of(name);
-        lock(&self.shared.open_files).files.remove(name);
-        match fs::remove_file(&path) {
+        let shared = &self.shared;
+        lock(&shared.open_files).files.remove(name);
+        match shared.files.remove(&path) {
             Ok(()) => {
-                sync_directory(parent(&path))?;
+                shared.sync_directory(parent(&path))?;
                 Ok(true)
             }
             Err(error) if error.kind() == io::ErrorKind::NotFound => {
                 // The one who deleted it may have died before its sync.
-                if parent(&path).is_dir() {
-                    sync_directory(parent(&path))?;
+                if shared.files.is_directory(parent(&path)) {
+                    shared.sync_directory(parent(&path))?;
                 }
                 Ok(false)
             }
@@ -181,23 +187,25 @@ impl Storage for LocalStorage {
     }
 
     fn remove_debris(&self) -> Result<u64> {
-        let root = &self.shared.root;
-        let mut directories = vec![root.clone()];
+        let shared = &self.shared;
+        let mut directories = vec![shared.root.clone()];
         directories.extend(self.folder_paths(Folder::Packs)?);
-        let points = root.join("points");
-        let notes = entries(&points)?.into_iter().filter(|path| path.is_dir());
+        let points = shared.root.join("points");
+        let mut notes = shared.entries(&points)?;
+        notes.retain(|path| shared.files.is_directory(path));
         directories.extend(notes);
         directories.push(points);
 
         let mut freed = 0;
         for directory in directories {
-            for path in entries(&directory)? {
+            for path in shared.entries(&directory)? {
                 let is_temporary = path.file_name().is_some_and(|name| {
                     name.as_encoded_bytes()
                         .ends_with(TEMPORARY_SUFFIX.as_bytes())
                 });
                 if is_temporary {
-                    freed += remove_if_abandoned(&path).map_err(Error::io("remove", &path))?;
+                    let removed = shared.remove_if_abandoned(&path);
+                    freed += removed.map_err(Error::io("remove", &path))?;
                 }
             }
         }
@@ -221,15 +229,15 @@ impl Shared {
         for folder in folders {
             let path = above.join(folder);
             if !durable.contains(&path) {
-                match DirBuilder::new().mode(0o700).create(&path) {
+                match self.files.create_directory(&path) {
                     Err(error) if error.kind() != io::ErrorKind::AlreadyExists => {
                         return Err(Error::io("create directory", path)(error));
                     }
                     _ => {}
                 }
                 // One sync covers every directory there was before it.
-                let siblings = entries(&above)?;
-                sync_directory(&above)?;
+                let siblings = self.entries(&above)?;
+                self.sync_directory(&above)?;
                 durable.extend(siblings);
                 durable.insert(path.clone());
             }
@@ -237,17 +245,86 @@ impl Shared {
         }
         Ok(())
     }
+
+    /// Creates a temporary file and locks it. Takes the place of an abandoned one.
+    fn create_locked(&self, path: &Path) -> Result<Box<dyn OpenFile>> {
+        loop {
+            let file = match self.files.create_new(path) {
+                Ok(file) => file,
+                Err(error) if error.kind() == io::ErrorKind::AlreadyExists => {
+                    let removed = self.remove_if_abandoned(path);
+                    removed.map_err(Error::io("remove", path))?;
+                    if self.files.len(path).is_ok() {
+                        return Err(Error::Busy {
+                            what: path.display().to_string(),
+                            holder: "another process that is writing it".into(),
+                        });
+                    }
+                    continue;
+                }
+                Err(error) => return Err(Error::io("create", path)(error)),
+            };
+            match file.try_lock() {
+                // Whoever clears away debris may have seen the file before it was locked.
+                Ok(true) if file.is_linked().is_ok_and(|linked| linked) => return Ok(file),
+                Ok(_) => {}
+                Err(error) => return Err(Error::io("lock", path)(error)),
+            }
+        }
+    }
+
+    /// Removes a temporary file nobody holds locked, and says how long it was.
+    fn remove_if_abandoned(&self, path: &Path) -> io::Result<u64> {
+        let gone = |error: &io::Error| error.kind() == io::ErrorKind::NotFound;
+        let file = match self.files.open(path) {
+            Ok(file) => file,
+            Err(error) if gone(&error) => return Ok(0),
+            Err(error) => return Err(error),
+        };
+        if !file.try_lock()? {
+            return Ok(0);
+        }
+        let len = file.size()?;
+        match self.files.remove(path) {
+            Ok(()) => Ok(len),
+            // Renamed into place between our two looks.
+            Err(error) if gone(&error) => Ok(0),
+            Err(error) => Err(error),
+        }
+    }
+
+    /// Renames, but never over something that exists.
+    fn rename_new(&self, from: &Path, to: &Path) -> Result<()> {
+        match self.files.rename_new(from, to) {
+            Err(error) if error.kind() == io::ErrorKind::AlreadyExists => Err(exists(to.into())),
+            renamed => renamed.map_err(Error::io("create", to)),
+        }
+    }
+
+    /// Makes the entries of a directory durable.
+    fn sync_directory(&self, path: &Path) -> Result<()> {
+        let synced = self.files.sync_directory(path);
+        synced.map_err(Error::io("sync directory", path))
+    }
+
+    /// The paths in a directory; none when it does not exist.
+    fn entries(&self, directory: &Path) -> Result<Vec<PathBuf>> {
+        match self.files.entries(directory) {
+            Err(error) if error.kind() == io::ErrorKind::NotFound => Ok(Vec::new()),
+            entries => entries.map_err(Error::io("list", directory)),
+        }
+    }
 }
 
 impl OpenFiles {
-    fn get(&mut self, name: &ObjectName) -> Option<Arc<File>> {
+    fn get(&mut self, name: &ObjectName) -> Option<Arc<dyn OpenFile>> {
         self.clock += 1;
         let (file, used) = self.files.get_mut(name)?;
         *used = self.clock;
         Some(Arc::clone(file))
     }
 
-    fn insert(&mut self, name: ObjectName, file: Arc<File>) {
+    fn insert(&mut self, name: ObjectName, file: Arc<dyn OpenFile>) {
         if self.files.len() >= OPEN_FILES_MAX {
             let oldest = self.files.iter().min_by_key(|(_, (_, used))| *used);
             if let Some(oldest) = oldest.map(|(name, _)| *name) {
@@ -266,7 +343,8 @@ enum State {
 }
 
 struct LocalWriter {
-    file: File,
+    shared: Arc<Shared>,
+    file: Box<dyn OpenFile>,
     temporary: PathBuf,
     path: PathBuf,
     state: State,
@@ -279,8 +357,7 @@ impl LocalWriter {
         let Some(len) = NonZeroU64::new(self.written - self.sent_out) else {
             return;
         };
-        // Linux begins to write out what is dirty. Advice: nothing depends on it.
-        let _ = rustix::fs::fadvise(&self.file, self.sent_out, Some(len), Advice::DontNeed);
+        self.file.begin_write_out(self.sent_out, len);
         self.sent_out = self.written;
     }
 }
@@ -290,7 +367,7 @@ impl ObjectWriter for LocalWriter {
         if self.state != State::Writing {
             return Err(Error::Poisoned);
         }
-        self.file.write_all(bytes).map_err(|source| {
+        self.file.append(bytes).map_err(|source| {
             self.state = State::Failed;
             Error::Io {
                 verb: "write",
@@ -311,11 +388,11 @@ impl ObjectWriter for LocalWriter {
             return Err(Error::Poisoned);
         }
         self.file
-            .sync_all()
+            .sync()
             .map_err(Error::io("sync", &self.temporary))?;
-        rename_new(&self.temporary, &self.path)?;
+        self.shared.rename_new(&self.temporary, &self.path)?;
         self.state = State::Finished;
-        sync_directory(parent(&self.path))
+        self.shared.sync_directory(parent(&self.path))
     }
 }
 
@@ -323,104 +400,9 @@ impl Drop for LocalWriter {
     fn drop(&mut self) {
         if self.state != State::Finished {
             // Should it fail, it is debris like a killed writer's.
-            let _ = fs::remove_file(&self.temporary);
+            let _ = self.shared.files.remove(&self.temporary);
         }
     }
-}
-
-/// Creates a temporary file and locks it. Takes the place of an abandoned one.
-fn create_locked(path: &Path) -> Result<File> {
-    loop {
-        let created = OpenOptions::new()
-            .write(true)
-            .create_new(true)
-            .mode(0o600)
-            .open(path);
-        let file = match created {
-            Ok(file) => file,
-            Err(error) if error.kind() == io::ErrorKind::AlreadyExists => {
-                remove_if_abandoned(path).map_err(Error::io("remove", path))?;
-                if path.exists() {
-                    return Err(Error::Busy {
-                        what: path.display().to_string(),
-                        holder: "another process that is writing it".into(),
-                    });
-                }
-                continue;
-            }
-            Err(error) => return Err(Error::io("create", path)(error)),
-        };
-        match try_lock(&file) {
-            // Whoever clears away debris may have seen the file before it was locked.
-            Ok(true) if file.metadata().is_ok_and(|metadata| metadata.nlink() > 0) => {
-                return Ok(file);
-            }
-            Ok(_) => {}
-            Err(error) => return Err(Error::io("lock", path)(error)),
-        }
-    }
-}
-
-/// Removes a temporary file nobody holds locked, and says how long it was.
-fn remove_if_abandoned(path: &Path) -> io::Result<u64> {
-    let gone = |error: &io::Error| error.kind() == io::ErrorKind::NotFound;
-    let file = match File::open(path) {
-        Ok(file) => file,
-        Err(error) if gone(&error) => return Ok(0),
-        Err(error) => return Err(error),
-    };
-    if !try_lock(&file)? {
-        return Ok(0);
-    }
-    let len = file.metadata()?.len();
-    match fs::remove_file(path) {
-        Ok(()) => Ok(len),
-        // Renamed into place between our two looks.
-        Err(error) if gone(&error) => Ok(0),
-        Err(error) => Err(error),
-    }
-}
-
-fn try_lock(file: &File) -> io::Result<bool> {
-    match rustix::fs::flock(file, FlockOperation::NonBlockingLockExclusive) {
-        Ok(()) => Ok(true),
-        Err(Errno::WOULDBLOCK) => Ok(false),
-        Err(errno) => Err(errno.into()),
-    }
-}
-
-/// Renames, but never over something that exists.
-fn rename_new(from: &Path, to: &Path) -> Result<()> {
-    match rustix::fs::renameat_with(CWD, from, CWD, to, RenameFlags::NOREPLACE) {
-        Ok(()) => Ok(()),
-        Err(Errno::EXIST) => Err(exists(to.into())),
-        // The file system does not know the flag; a link refuses to replace as well.
-        Err(Errno::INVAL | Errno::NOSYS) => match fs::hard_link(from, to) {
-            Ok(()) => fs::remove_file(from).map_err(Error::io("remove", from)),
-            Err(error) if error.kind() == io::ErrorKind::AlreadyExists => Err(exists(to.into())),
-            Err(error) => Err(Error::io("create", to)(error)),
-        },
-        Err(errno) => Err(Error::io("create", to)(errno.into())),
-    }
-}
-
-/// Makes the entries of a directory durable.
-fn sync_directory(path: &Path) -> Result<()> {
-    File::open(path)
-        .and_then(|directory| directory.sync_all())
-        .map_err(Error::io("sync directory", path))
-}
-
-/// The paths in a directory; none when it does not exist.
-fn entries(directory: &Path) -> Result<Vec<PathBuf>> {
-    let list = match fs::read_dir(directory) {
-        Ok(list) => list,
-        Err(error) if error.kind() == io::ErrorKind::NotFound => return Ok(Vec::new()),
-        Err(error) => return Err(Error::io("list", directory)(error)),
-    };
-    list.map(|entry| entry.map(|entry| entry.path()))
-        .collect::<io::Result<_>>()
-        .map_err(Error::io("list", directory))
 }
 
 fn parse_name(folder: Folder, path: &Path) -> Option<ObjectName> {
