@@ -74,6 +74,7 @@ impl Context {
             read_only,
             no_lock: self.global.no_lock,
             unsafe_network_fs: self.global.unsafe_network_fs,
+            ..OpenOptions::default()
         };
         Ok(Repository::open(
             self.repository_path()?,
