@@ -9,7 +9,7 @@ use std::sync::atomic::{AtomicI32, Ordering};
 use std::sync::{Arc, Mutex};
 
 use signal_hook::consts::{SIGHUP, SIGINT, SIGTERM};
-use signal_hook::iterator::Signals;
+use signal_hook::iterator::Signals as Arriving;
 use virtkeep_repo::Cancel;
 
 static CAUGHT: AtomicI32 = AtomicI32::new(0);
@@ -23,7 +23,7 @@ pub(crate) fn cancel_in_order(cleaning: &'static str) -> io::Result<Cancel> {
     }
     let cancel = Cancel::new();
     let seen = cancel.clone();
-    let mut signals = Signals::new([SIGINT, SIGTERM, SIGHUP])?;
+    let mut signals = Arriving::new([SIGINT, SIGTERM, SIGHUP])?;
     std::thread::Builder::new()
         .name("signals".to_owned())
         .spawn(move || {
@@ -41,6 +41,26 @@ pub(crate) fn cancel_in_order(cleaning: &'static str) -> io::Result<Cancel> {
             }
         })?;
     Ok(cancel)
+}
+
+/// The signals that ask a command to end which would otherwise go on for ever.
+pub(crate) struct Signals(Arriving);
+
+impl Signals {
+    /// From now on they are waited for, and no longer end the program by themselves.
+    pub(crate) fn asking_to_end() -> io::Result<Self> {
+        Arriving::new([SIGINT, SIGTERM, SIGHUP]).map(Self)
+    }
+
+    /// Waits for the first. From then on a further one ends the program at once.
+    pub(crate) fn wait(mut self) {
+        self.0.forever().next();
+        std::thread::spawn(move || {
+            if let Some(number) = self.0.forever().next() {
+                let _ = signal_hook::low_level::emulate_default_handler(number);
+            }
+        });
+    }
 }
 
 /// From now on signals that ask the program to end are passed over.

@@ -8,6 +8,7 @@ mod list;
 mod release;
 mod repair;
 mod restore;
+mod serve;
 mod show;
 mod stats;
 mod thaw_guard;
@@ -26,6 +27,7 @@ pub(crate) enum Command {
     List(list::Args),
     Show(show::Args),
     Restore(Box<restore::Args>),
+    Serve(serve::Args),
     Check(check::Args),
     Repair(repair::Args),
     Stats(stats::Args),
@@ -43,6 +45,7 @@ pub(crate) fn run(command: Command, context: &Context) -> Result<Exit> {
         Command::List(args) => list::run(&args, context),
         Command::Show(args) => show::run(&args, context),
         Command::Restore(args) => restore::run(&args, context),
+        Command::Serve(args) => serve::run(&args, context),
         Command::Check(args) => check::run(&args, context),
         Command::Repair(args) => repair::run(&args, context),
         Command::Stats(args) => stats::run(&args, context),

@@ -12,5 +12,6 @@ mod interrupted;
 mod listing;
 mod onto;
 mod repair;
+mod serve;
 mod stream;
 mod world;

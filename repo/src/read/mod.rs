@@ -55,6 +55,11 @@ impl DiskReader {
         ByteLen(self.root.size)
     }
 
+    /// Bytes per chunk: reads of whole chunks, aligned to them, cost least.
+    pub fn chunk_size(&self) -> ByteLen {
+        ByteLen(self.root.chunk_size.as_u64())
+    }
+
     /// Fills `buffer` with the bytes at `offset`; the range must lie inside the disk.
     pub fn read_at(&self, offset: DiskOffset, buffer: &mut [u8]) -> Result<()> {
         self.assert_inside(offset, offset.plus(ByteLen(buffer.len() as u64)));

@@ -1,0 +1,257 @@
+//! Which exports there are, and which disk a name means.
+//!
+//! Nothing is remembered of the points: every listing and every opening looks at the repository
+//! anew, so points come and go while the server runs. What is open is shared by all connections to
+//! it and holds a reader lease on that one disk; the last connection to go ends it.
+
+use std::collections::HashMap;
+use std::sync::{Arc, Mutex, PoisonError, Weak};
+
+use jiff::tz::TimeZone;
+use nbd_server::{Export, ExportError, Exports, Listing, OpenError};
+use virtkeep_repo::{Disk, DomainUuid, Error, Point, PointId, Repository};
+
+use super::disk::OpenDisk;
+use crate::output::{shown, size};
+use crate::point_spec::{Found, PointError, PointSpec, no_such_disk, points_of, times};
+use crate::progress::Reporter;
+use crate::when::local_time;
+
+/// The exports of one repository.
+#[derive(Clone)]
+pub(crate) struct Catalog(Arc<Shared>);
+
+struct Shared {
+    repo: Repository,
+    zone: TimeZone,
+    reporter: Reporter,
+    /// Only these; all points if there are none here.
+    chosen: Vec<PointSpec>,
+    open: Mutex<HashMap<(PointId, String), Weak<OpenDisk>>>,
+}
+
+/// A disk of a point, by the name under which it is listed.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub(crate) struct Entry {
+    /// `DOMAIN/DISK@WHEN`.
+    pub(crate) name: String,
+    /// When, how large, and which point.
+    pub(crate) description: String,
+}
+
+impl Catalog {
+    /// All points of `repo`, or those that `chosen` names, whichever these are at the time.
+    pub(crate) fn new(
+        repo: Repository,
+        chosen: Vec<PointSpec>,
+        zone: TimeZone,
+        reporter: Reporter,
+    ) -> Self {
+        Self(Arc::new(Shared {
+            repo,
+            zone,
+            reporter,
+            chosen,
+            open: Mutex::default(),
+        }))
+    }
+
+    /// Every disk of every point, the domains in the order of their names, the newest point first.
+    pub(crate) fn entries(&self) -> Result<Vec<Entry>, Error> {
+        let points = self.0.repo.points()?;
+        let chosen = self.chosen(&points);
+        let mut entries = Vec::new();
+        for (domain, of_domain) in by_domain(&points) {
+            let mut names: HashMap<&str, String> = HashMap::new();
+            let times = times(&of_domain, &self.0.zone);
+            for (place, (point, time)) in of_domain.iter().zip(times).enumerate().rev() {
+                let latest = (place + 1 == of_domain.len()).then_some("latest");
+                for disk in &point.disks {
+                    if !is_among(chosen.as_deref(), point, disk) {
+                        continue;
+                    }
+                    let name = names
+                        .entry(&disk.target)
+                        .or_insert_with(|| name_of(domain, point.domain.uuid, disk, &points));
+                    for when in latest.into_iter().chain([&time[..]]) {
+                        entries.push(Entry {
+                            name: format!("{name}@{when}"),
+                            description: describe(point, disk, &self.0.zone),
+                        });
+                    }
+                }
+            }
+        }
+        Ok(entries)
+    }
+
+    /// What was chosen, as it is now; none if nothing was, which means everything. What names
+    /// nothing any more chooses nothing.
+    fn chosen<'a>(&'a self, points: &'a [Point]) -> Option<Vec<Found<'a>>> {
+        if self.0.chosen.is_empty() {
+            return None;
+        }
+        let found = |spec: &'a PointSpec| spec.find(points, &self.0.zone).ok();
+        Some(self.0.chosen.iter().filter_map(found).collect())
+    }
+
+    /// The disk that a POINT means; `target` where it names none.
+    fn resolve(
+        &self,
+        name: &str,
+        target: Option<&str>,
+        points: &[Point],
+    ) -> Result<(Point, Disk), OpenError> {
+        let spec = PointSpec::parse(name, &self.0.zone).map_err(unavailable)?;
+        let Found { point, disk } = spec.find(points, &self.0.zone).map_err(unavailable)?;
+        let disk = match (disk.or(target), &point.disks[..]) {
+            (None, [disk]) => disk,
+            (None, _) => return Err(OpenError::Unavailable(which_disk(name, point))),
+            (Some(target), disks) => disks
+                .iter()
+                .find(|disk| disk.target == target)
+                .ok_or_else(|| OpenError::Unavailable(no_such_disk(point, target)))?,
+        };
+        Ok((point.clone(), disk.clone()))
+    }
+
+    /// The export without a name: the only one there is.
+    fn only(&self, points: &[Point]) -> Result<(Point, Disk), OpenError> {
+        let chosen = self.chosen(points);
+        let mut disks = points
+            .iter()
+            .flat_map(|point| point.disks.iter().map(move |disk| (point, disk)))
+            .filter(|(point, disk)| is_among(chosen.as_deref(), point, disk));
+        match (disks.next(), disks.next()) {
+            (Some((point, disk)), None) => Ok((point.clone(), disk.clone())),
+            _ => Err(OpenError::Unavailable(
+                "say which export: `nbdinfo --list` shows their names".to_owned(),
+            )),
+        }
+    }
+
+    /// The disk, shared with whoever has it open already.
+    fn open_disk(&self, point: &Point, disk: &Disk) -> Result<Arc<OpenDisk>, OpenError> {
+        let key = (point.id, disk.target.clone());
+        if let Some(open) = self.open_disks().get(&key).and_then(Weak::upgrade) {
+            return Ok(open);
+        }
+        let reader = self.0.repo.read_disk(point, disk).map_err(unavailable)?;
+        let description = describe(point, disk, &self.0.zone);
+        let opened = Arc::new(OpenDisk::new(
+            self.clone(),
+            reader,
+            point,
+            disk,
+            description,
+        ));
+        let mut disks = self.open_disks();
+        disks.retain(|_, disk| disk.strong_count() > 0);
+        // Somebody may have been faster.
+        match disks.get(&key).and_then(Weak::upgrade) {
+            Some(open) => Ok(open),
+            None => {
+                disks.insert(key, Arc::downgrade(&opened));
+                Ok(opened)
+            }
+        }
+    }
+
+    fn open_disks(&self) -> std::sync::MutexGuard<'_, HashMap<(PointId, String), Weak<OpenDisk>>> {
+        self.0.open.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+
+    /// A line for whoever runs the server.
+    pub(super) fn note(&self, text: &str) {
+        self.0.reporter.note(text);
+    }
+}
+
+impl Exports for Catalog {
+    fn list(&self) -> Result<Vec<Listing>, ExportError> {
+        let entries = self.entries().map_err(|error| {
+            self.note(&format!("cannot list the points: {error}"));
+            ExportError::new(nbd_server::ErrorCode::Io, error.to_string())
+        })?;
+        let listing = |Entry { name, description }| Listing { name, description };
+        Ok(entries.into_iter().map(listing).collect())
+    }
+
+    fn open(&self, name: &str) -> Result<Arc<dyn Export>, OpenError> {
+        let points = self.0.repo.points().map_err(unavailable)?;
+        let (point, disk) = if name.is_empty() {
+            self.only(&points)?
+        } else {
+            self.resolve(name, None, &points)?
+        };
+        if !is_among(self.chosen(&points).as_deref(), &point, &disk) {
+            return Err(OpenError::Refused(format!(
+                "{} is not among the points that this server was told to serve",
+                shown(name)
+            )));
+        }
+        Ok(self.open_disk(&point, &disk)?)
+    }
+}
+
+fn unavailable(error: impl std::error::Error) -> OpenError {
+    OpenError::Unavailable(error.to_string())
+}
+
+/// The points of each domain, under the name it had last; the domains in the order of their names.
+fn by_domain(points: &[Point]) -> Vec<(&str, Vec<&Point>)> {
+    let mut domains: Vec<(&str, Vec<&Point>)> = Vec::new();
+    let mut places: HashMap<DomainUuid, usize> = HashMap::new();
+    for point in points {
+        let place = *places.entry(point.domain.uuid).or_insert_with(|| {
+            domains.push(("", Vec::new()));
+            domains.len() - 1
+        });
+        domains[place].0 = &point.domain.name;
+        domains[place].1.push(point);
+    }
+    domains.sort_by_key(|(name, points)| (*name, points[0].domain.uuid));
+    domains
+}
+
+fn is_among(chosen: Option<&[Found<'_>]>, point: &Point, disk: &Disk) -> bool {
+    chosen.is_none_or(|chosen| {
+        chosen.iter().any(|found| {
+            found.point.id == point.id && found.disk.is_none_or(|target| target == disk.target)
+        })
+    })
+}
+
+/// `DOMAIN/DISK`, with the uuid where the name would be taken for something else.
+fn name_of(domain: &str, uuid: DomainUuid, disk: &Disk, points: &[Point]) -> String {
+    let name = format!("{domain}/{}", disk.target);
+    let is_ours = points_of(domain, points)
+        .is_ok_and(|points| points.iter().all(|point| point.domain.uuid == uuid));
+    let is_domain = !matches!(points_of(&name, points), Err(PointError::NotFound(_)));
+    if is_ours && !is_domain {
+        name
+    } else {
+        format!("{uuid}/{}", disk.target)
+    }
+}
+
+fn describe(point: &Point, disk: &Disk, zone: &TimeZone) -> String {
+    format!(
+        "{} of {} at {}, {}, point {}",
+        shown(&disk.target),
+        shown(&point.domain.name),
+        local_time(point.time, zone),
+        size(disk.size.0),
+        point.id
+    )
+}
+
+fn which_disk(name: &str, point: &Point) -> String {
+    let targets: Vec<_> = point.disks.iter().map(|disk| shown(&disk.target)).collect();
+    format!(
+        "{} is a point of {} disks ({}): write DOMAIN/DISK@WHEN",
+        shown(name),
+        targets.len(),
+        targets.join(", ")
+    )
+}
