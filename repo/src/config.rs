@@ -41,7 +41,7 @@ pub struct Config {
     /// Fencing epoch: rises when another host takes the repository over. A writer that finds a
     /// number other than the one it opened with has lost the repository.
     pub index_owner: u64,
-    /// Reserved: nothing may be deleted.
+    /// Nothing may be forgotten, pruned or repaired.
     pub append_only: bool,
     /// Features that forbid writing, because this program does not know them.
     unknown_features: Vec<String>,
@@ -135,7 +135,7 @@ impl Config {
                 .ok_or_else(|| keys.wrong("fan_out in its config.toml is neither 64 nor 256"))?,
             codec: keys.parsed(&table, "codec")?,
             index_owner: keys.number(&table, "index_owner")?,
-            append_only: keys.flag(&table, "append_only")?,
+            append_only: keys.append_only(&table)?,
             unknown_features: unknown(compatible, &READ_ONLY_COMPATIBLE_FEATURES_KNOWN).collect(),
         })
     }
@@ -151,6 +151,10 @@ impl Config {
 # May be changed at any time; what is already stored stays as it is and stays readable.
 codec = "{codec}"
 
+# true: nothing in here may be forgotten, pruned or repaired, until whoever may edit this file
+# says false again. A guard against mistakes, not against somebody who may edit this file.
+append_only = {append_only}
+
 # ---- Do not edit anything below: a changed value makes the repository unreadable. ----
 
 format_version = {FORMAT_VERSION}
@@ -162,7 +166,6 @@ fan_out = {fan_out}
 incompatible_features = []
 read_only_compatible_features = [{features}]
 index_owner = {index_owner}
-append_only = {append_only}
 
 # Reserved for encryption.
 [crypto]
@@ -223,6 +226,21 @@ impl Settings<'_> {
 
     fn flag(&self, table: &Table, key: &str) -> Result<bool> {
         self.get(table, key, Value::as_bool)
+    }
+
+    /// Also understood as it is spelled on the command line: an unknown key would be ignored, and the
+    /// repository would not be guarded. Either one guards it.
+    fn append_only(&self, table: &Table) -> Result<bool> {
+        let mut guarded = None;
+        for key in ["append_only", "append-only"] {
+            if table.contains_key(key) {
+                guarded = Some(guarded == Some(true) || self.flag(table, key)?);
+            }
+        }
+        match guarded {
+            Some(guarded) => Ok(guarded),
+            None => self.flag(table, "append_only"),
+        }
     }
 
     fn text<'t>(&self, table: &'t Table, key: &str) -> Result<&'t str> {

@@ -105,6 +105,31 @@ pub enum Error {
         point: PointId,
     },
 
+    /// The point must not be forgotten.
+    #[error("the restore point {point} is pinned ({reason}): `virtkeep unpin {point}` first")]
+    Pinned {
+        /// The point.
+        point: PointId,
+        /// Why, in the words of whoever pinned it.
+        reason: String,
+    },
+
+    /// A point that was forgotten, and of which prune has taken something.
+    #[error(
+        "the restore point {point} was forgotten, and prune has taken bytes of it: it cannot be restored any more"
+    )]
+    Pruned {
+        /// The point.
+        point: PointId,
+    },
+
+    /// The repository only takes in, by its own settings.
+    #[error("the repository at {} is append-only: nothing in it may be forgotten, pruned or repaired. Whoever may edit its config.toml can allow it there, with `append_only = false`", path.display())]
+    AppendOnly {
+        /// The repository.
+        path: PathBuf,
+    },
+
     /// Stored bytes are not what they should be.
     #[error(
         "damage in {what}: {found}, expected {expected}. Run `virtkeep check --read-data` for the extent of it"

@@ -21,8 +21,10 @@ mod env;
 mod error;
 #[doc(hidden)]
 pub mod file_system;
+mod forget;
 #[doc(hidden)]
 pub mod format;
+mod hold;
 mod ids;
 #[doc(hidden)]
 pub mod index;
@@ -54,11 +56,14 @@ pub use check::{Affected, CheckOptions, CheckProgress, CheckReport};
 pub use codec::Codec;
 pub use env::{Clock, Env, Random};
 pub use error::{Error, Result};
+pub use forget::Forgotten;
+pub use hold::Hold;
 pub use ids::{
     BlobId, ChunkId, DomainUuid, LeaseId, NodeId, NoteId, PackId, PackKind, ParseIdError, PointId,
     RawId, RecordKind, RepoId, RootId,
 };
 pub use lock::{DomainLock, MaintenanceLock};
+pub use pin::{Pin, PinKind};
 pub use point::{
     CaptureMode, Consistency, Disk, DiskStats, Domain, FileRole, Point, SourceKind, StoredFile,
 };

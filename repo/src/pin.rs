@@ -2,6 +2,9 @@
 //!
 //! A lease ends with its process; a VM that runs from a point does not, and neither does a user's wish
 //! to keep one. Each pin is a file of its own, written once and removed by whoever set it.
+//!
+//! A pin is durable before its holder looks whether the points are still there; `forget` tells why that
+//! order keeps a pinned point from being lost.
 
 use std::io;
 use std::path::{Path, PathBuf};
@@ -10,7 +13,8 @@ use std::sync::Arc;
 use serde::{Deserialize, Serialize};
 
 use crate::file_system::{FileSystem, LocalFileSystem};
-use crate::{Env, Error, PointId, Result, UnixMillis};
+use crate::index::Fault;
+use crate::{Env, Error, PointId, Repository, Result, UnixMillis};
 
 /// The largest pin that is read, in bytes.
 const PIN_BYTES_MAX: u64 = 1 << 20;
@@ -20,10 +24,65 @@ const PIN_BYTES_MAX: u64 = 1 << 20;
 pub struct Pin {
     /// The points that must stay.
     pub points: Vec<PointId>,
+    /// Who keeps them.
+    #[serde(default)]
+    pub kind: PinKind,
     /// Why, for people: `domain web1 runs from it`.
     pub reason: String,
     /// When it was set.
     pub created: UnixMillis,
+}
+
+/// Who keeps pinned points.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "kebab-case")]
+pub enum PinKind {
+    /// A user, until he thinks better of it.
+    #[default]
+    User,
+    /// Something that runs from them and removes the pin itself.
+    InUse,
+}
+
+impl Repository {
+    /// Pins points: none of them can be forgotten until the pin is removed. Durable when this returns.
+    /// The name is needed to remove it. [`Error::NoSuchPoint`] when one is not there, forgotten ones
+    /// included; then there is no pin.
+    pub fn pin(&self, points: &[PointId], kind: PinKind, reason: &str) -> Result<String> {
+        self.check_writable()?;
+        let name = self.pins.create(points, kind, reason)?;
+        let there = self.store().index.read(|_| {
+            let there = points
+                .iter()
+                .try_for_each(|point| self.check_exists(*point));
+            there.map_err(Fault::from)
+        });
+        match there {
+            Ok(()) => Ok(name),
+            Err(error) => {
+                self.pins.remove(&name)?;
+                Err(error)
+            }
+        }
+    }
+
+    /// Removes a pin, durably. One that is not there is gone already.
+    pub fn remove_pin(&self, name: &str) -> Result<()> {
+        self.check_writable()?;
+        self.pins.remove(name)
+    }
+
+    /// [`Error::Pinned`] when the point is pinned.
+    pub(crate) fn check_unpinned(&self, point: PointId) -> Result<()> {
+        let pins = self.pins.list()?;
+        match pins
+            .into_iter()
+            .find(|(_, pin)| pin.points.contains(&point))
+        {
+            Some((_, Pin { reason, .. })) => Err(Error::Pinned { point, reason }),
+            None => Ok(()),
+        }
+    }
 }
 
 /// The pins of one repository.
@@ -49,11 +108,12 @@ impl PinStore {
         }
     }
 
-    /// Sets a pin; durable when this returns. The name is needed to remove it. The caller holds a
-    /// lease on the points meanwhile, so that none of them goes before the pin is there.
-    pub fn create(&self, points: &[PointId], reason: &str) -> Result<String> {
+    /// Sets a pin; durable when this returns. The name is needed to remove it. The caller looks
+    /// afterwards whether the points are still there.
+    pub fn create(&self, points: &[PointId], kind: PinKind, reason: &str) -> Result<String> {
         let pin = Pin {
             points: points.to_vec(),
+            kind,
             reason: reason.to_owned(),
             created: self.env.clock.now(),
         };
@@ -68,7 +128,11 @@ impl PinStore {
             file.sync()?;
             self.files.rename_new(&temporary, &path)
         };
-        write().map_err(Error::io("write the pin", &path))?;
+        if let Err(error) = write() {
+            // Should it fail, what is left is no pin.
+            let _ = self.files.remove(&temporary);
+            return Err(Error::io("write the pin", &path)(error));
+        }
         self.sync()?;
         Ok(name)
     }
@@ -77,8 +141,12 @@ impl PinStore {
     /// point.
     pub fn list(&self) -> Result<Vec<(String, Pin)>> {
         let mut pins = Vec::new();
-        let entries = self.files.entries(&self.dir);
-        for path in entries.map_err(Error::io("list", &self.dir))? {
+        let paths = match self.files.entries(&self.dir) {
+            // A copy of the repository may lack what was empty.
+            Err(error) if error.kind() == io::ErrorKind::NotFound => return Ok(pins),
+            paths => paths.map_err(Error::io("list", &self.dir))?,
+        };
+        for path in paths {
             let name = path.file_name().and_then(|name| name.to_str());
             let Some(name) = name.and_then(valid_name) else {
                 continue;
@@ -144,7 +212,9 @@ mod tests {
         let dir = tempfile::tempdir().unwrap();
         let pins = PinStore::new(dir.path(), Env::system());
         let point = PointId::from_bytes([1; 10]);
-        let name = pins.create(&[point], "domain web1 runs from it").unwrap();
+        let name = pins
+            .create(&[point], PinKind::InUse, "domain web1 runs from it")
+            .unwrap();
 
         let again = PinStore::new(dir.path(), Env::system());
         let all = again.list().unwrap();

@@ -15,13 +15,13 @@ use crate::config::Config;
 use crate::format;
 use crate::format::geometry::{ChunkSize, FanOut};
 use crate::format::point::POINT_BYTES_MAX;
-use crate::lease::{LeaseStore, ReaderLease, Roots};
+use crate::lease::{LeaseStore, Roots};
 use crate::pin::PinStore;
 use crate::storage::{Folder, ObjectName};
 use crate::store::Store;
 use crate::{
     Backup, ByteLen, Codec, Disk, DiskReader, DomainLock, DomainUuid, Error, LeaseId,
-    MaintenanceLock, Point, PointId, RepoId, Result, RootId, StoredFile,
+    MaintenanceLock, Point, PointId, RepoId, Result, StoredFile,
 };
 
 /// How `init` sets a repository up.
@@ -66,10 +66,10 @@ pub struct Repository {
     path: PathBuf,
     config: Config,
     store: Arc<Store>,
-    leases: LeaseStore,
-    pins: PinStore,
+    pub(crate) leases: LeaseStore,
+    pub(crate) pins: PinStore,
     /// Neither locks nor leases are taken: nothing can be written here anyway.
-    lockless: bool,
+    pub(crate) lockless: bool,
     read_only: bool,
 }
 
@@ -168,31 +168,14 @@ impl Repository {
         Backup::start(Arc::clone(&self.store), lease)
     }
 
-    /// Opens a disk of a point for reading.
+    /// Opens a disk of a point, which may be forgotten, for reading.
     pub fn read_disk(&self, point: &Point, disk: &Disk) -> Result<DiskReader> {
-        let lease = if self.lockless {
-            None
-        } else {
-            self.reader_lease(point.id, disk.root)?
-        };
-        DiskReader::open(Arc::clone(&self.store), disk.root, lease)
-    }
-
-    /// A lease on one disk. A full file system is no reason not to restore: then there is none, and
-    /// the disk stays readable as long as its point is not forgotten and pruned meanwhile.
-    fn reader_lease(&self, point: PointId, disk: RootId) -> Result<Option<ReaderLease>> {
         let roots = Roots {
-            points: vec![point],
-            disks: vec![disk],
+            points: vec![point.id],
+            disks: vec![disk.root],
         };
-        let recheck = |_: &_| self.check_exists(point);
-        match self
-            .leases
-            .reader("virtkeep", roots, &self.store.index, recheck)
-        {
-            Err(error) if error.is_no_space() => Ok(None),
-            lease => lease.map(Some),
-        }
+        let lease = self.reader_lease_if_space(point.id, roots)?;
+        DiskReader::open(Arc::clone(&self.store), disk.root, lease)
     }
 
     /// The content of a file kept with a point.
@@ -315,7 +298,7 @@ impl Repository {
         Ok(Some(point))
     }
 
-    fn record(&self, id: PointId) -> Result<Vec<u8>> {
+    pub(crate) fn record(&self, id: PointId) -> Result<Vec<u8>> {
         let name = ObjectName::Point(id);
         self.store
             .storage
@@ -326,12 +309,23 @@ impl Repository {
             })
     }
 
-    fn check_exists(&self, point: PointId) -> Result<()> {
+    pub(crate) fn check_exists(&self, point: PointId) -> Result<()> {
         let len = self.store.storage.len(&ObjectName::Point(point))?;
         len.map(drop).ok_or(Error::NoSuchPoint { point })
     }
 
-    fn check_writable(&self) -> Result<()> {
+    /// Refuses to delete anything where the settings or the way it was opened forbid that.
+    pub(crate) fn check_may_remove(&self) -> Result<()> {
+        self.check_writable()?;
+        if self.config.append_only {
+            return Err(Error::AppendOnly {
+                path: self.path.clone(),
+            });
+        }
+        Ok(())
+    }
+
+    pub(crate) fn check_writable(&self) -> Result<()> {
         if self.read_only {
             let why = "it was opened for reading only".to_owned();
             return Err(Error::ReadOnly {

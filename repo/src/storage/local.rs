@@ -96,6 +96,7 @@ impl LocalStorage {
                 Ok(shards)
             }
             Folder::Points => Ok(vec![root.join("points")]),
+            Folder::Forgotten => Ok(vec![root.join("forgotten")]),
             Folder::Notes(point) => Ok(vec![root.join("points").join(format!("{point}.notes"))]),
         }
     }
@@ -195,6 +196,7 @@ impl Storage for LocalStorage {
         notes.retain(|path| shared.files.is_directory(path));
         directories.extend(notes);
         directories.push(points);
+        directories.extend(self.folder_paths(Folder::Forgotten)?);
 
         let mut freed = 0;
         for directory in directories {
@@ -410,6 +412,7 @@ fn parse_name(folder: Folder, path: &Path) -> Option<ObjectName> {
     match folder {
         Folder::Packs => Some(ObjectName::Pack(file.strip_suffix(".pack")?.parse().ok()?)),
         Folder::Points => Some(ObjectName::Point(file.parse().ok()?)),
+        Folder::Forgotten => Some(ObjectName::Forgotten(file.parse().ok()?)),
         Folder::Notes(point) => Some(ObjectName::Note {
             point,
             note: file.parse().ok()?,

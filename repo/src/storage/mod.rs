@@ -23,6 +23,9 @@ pub enum ObjectName {
     Pack(PackId),
     /// The record of a point: `points/<point>`. Its creation is the commit of the point.
     Point(PointId),
+    /// The record of a forgotten point: `forgotten/<point>`. Of no account while the point's record
+    /// is there.
+    Forgotten(PointId),
     /// A remark about a point: `points/<point>.notes/<note>`.
     Note {
         /// The point.
@@ -39,6 +42,8 @@ pub enum Folder {
     Packs,
     /// All point records.
     Points,
+    /// The records of all forgotten points.
+    Forgotten,
     /// All remarks about one point.
     Notes(PointId),
 }
@@ -56,6 +61,7 @@ impl ObjectName {
                 )
             }
             Self::Point(point) => (vec!["points".into()], point.to_string()),
+            Self::Forgotten(point) => (vec!["forgotten".into()], point.to_string()),
             Self::Note { point, note } => (
                 vec!["points".into(), format!("{point}.notes")],
                 note.to_string(),
@@ -66,7 +72,9 @@ impl ObjectName {
     /// Whether listing `folder` shows this object.
     fn is_in(self, folder: Folder) -> bool {
         match (self, folder) {
-            (Self::Pack(_), Folder::Packs) | (Self::Point(_), Folder::Points) => true,
+            (Self::Pack(_), Folder::Packs)
+            | (Self::Point(_), Folder::Points)
+            | (Self::Forgotten(_), Folder::Forgotten) => true,
             (Self::Note { point, .. }, Folder::Notes(of)) => point == of,
             _ => false,
         }

@@ -8,6 +8,7 @@
 
 mod check;
 mod disk;
+mod forget;
 mod hardship;
 mod histories;
 mod parents;

@@ -21,7 +21,7 @@ impl CheckProgress for Quiet {
     fn point_done(&self) {}
 }
 
-fn rebuild(repo: &Repository) -> RebuildReport {
+pub(crate) fn rebuild(repo: &Repository) -> RebuildReport {
     let options = OpenOptions::default();
     Repository::rebuild_index(repo.path(), &options, Env::system(), &Quiet, &Cancel::new()).unwrap()
 }

@@ -110,14 +110,17 @@ fn reading_past_the_end_is_damage_and_reading_nothing_is_a_loss() {
 fn listing_shows_each_folder_its_own() {
     everywhere(|storage| {
         assert_eq!(storage.list(Folder::Packs).unwrap(), []);
+        assert_eq!(storage.list(Folder::Forgotten).unwrap(), []);
         assert_eq!(storage.list(Folder::Notes(point(1))).unwrap(), []);
         let packs = [pack(0x01), pack(0xab), pack(0xff)];
         let points = [ObjectName::Point(point(1)), ObjectName::Point(point(2))];
+        let forgotten = [point(2), point(3)].map(ObjectName::Forgotten);
         let notes = [note(point(1), 7), note(point(1), 8)];
         let others = [note(point(2), 7), ObjectName::Config];
         for name in packs
             .iter()
             .chain(&points)
+            .chain(&forgotten)
             .chain(&notes)
             .chain(&others)
             .rev()
@@ -126,6 +129,7 @@ fn listing_shows_each_folder_its_own() {
         }
         assert_eq!(storage.list(Folder::Packs).unwrap(), packs);
         assert_eq!(storage.list(Folder::Points).unwrap(), points);
+        assert_eq!(storage.list(Folder::Forgotten).unwrap(), forgotten);
         assert_eq!(storage.list(Folder::Notes(point(1))).unwrap(), notes);
     });
 }
@@ -183,6 +187,10 @@ fn files_have_the_names_the_document_gives_them() {
         (ObjectName::Config, "config.toml"),
         (pack(0xab), "packs/ab/abababababababababababababababab.pack"),
         (ObjectName::Point(point(0)), "points/p0000000000000000"),
+        (
+            ObjectName::Forgotten(point(0)),
+            "forgotten/p0000000000000000",
+        ),
         (
             note(point(0), 1),
             "points/p0000000000000000.notes/01010101010101010101010101010101",
