@@ -4,6 +4,7 @@
 //! goes to the client.
 
 use std::io;
+use std::path::PathBuf;
 
 use crate::wire::Malformed;
 
@@ -62,15 +63,49 @@ pub enum Error {
         /// The export's words.
         reason: String,
     },
+    /// The client asked for TLS and the TLS handshake failed; for instance it has no certificate,
+    /// or one of an unknown authority.
+    #[error("cannot start TLS: {reason}")]
+    TlsHandshake {
+        /// The words of the TLS library.
+        reason: String,
+    },
+    /// The client went on in plain text behind `NBD_OPT_STARTTLS`, or somebody in between did.
+    #[error("the client went on in plain text after asking for TLS")]
+    PlainTextAfterStartTls,
+    /// The client chose an export in plain text by `NBD_OPT_EXPORT_NAME`, which has no error reply,
+    /// on a connection that requires TLS.
+    #[error("the client did not start TLS, which is required here")]
+    TlsRequired,
+    /// A certificate or key cannot be used.
+    #[error("cannot {verb} {path}: {reason}")]
+    TlsSetup {
+        /// What was being done.
+        verb: &'static str,
+        /// The file.
+        path: PathBuf,
+        /// What is wrong with it.
+        reason: String,
+    },
     /// The export panicked.
     #[error("the export panicked")]
     ExportPanicked,
-    /// An address other than loopback was given to
-    /// [`Listener::tcp`](crate::Listener::tcp).
-    #[error("{address} is not a loopback address; NBD without TLS has no protection at all")]
+    /// An address other than loopback, and no TLS required there.
+    #[error(
+        "{address} can be reached from other machines, and without TLS whoever reaches it can read \
+         the disks: require TLS, or listen on 127.0.0.1, [::1] or a unix socket"
+    )]
     NotLoopback {
         /// The address.
         address: std::net::SocketAddr,
+    },
+    /// A socket passed to this process is not one that a server can use.
+    #[error("socket {number} passed to this process is no listening unix or TCP socket: {source}")]
+    Passed {
+        /// Which, from 1 on.
+        number: usize,
+        /// The system's error.
+        source: io::Error,
     },
     /// The server cannot listen there.
     #[error("cannot listen on {address}: {source}")]
@@ -85,6 +120,13 @@ pub enum Error {
 impl Error {
     pub(crate) fn io(verb: &'static str) -> impl FnOnce(io::Error) -> Error {
         move |source| Error::Io { verb, source }
+    }
+
+    pub(crate) fn listen(address: impl ToString) -> impl FnOnce(io::Error) -> Error {
+        move |source| Error::Listen {
+            address: address.to_string(),
+            source,
+        }
     }
 
     pub(crate) fn malformed(message: &'static str) -> impl FnOnce(Malformed) -> Error {

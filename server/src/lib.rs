@@ -5,6 +5,7 @@
 //! - [`Exports`] lists disks and opens them by name, at every client's request; [`ExportMap`] is a
 //!   fixed set.
 //! - A [`Server`] accepts clients on [`Listener`]s, unix sockets or TCP, and stops in good order.
+//! - [`Tls`] is a certificate and its key, and which clients are let in.
 //! - A [`Connection`] serves one client over any reader and writer, without a server.
 //! - [`wire`] holds the messages of the protocol as plain values, without any I/O.
 //! - [`limits`] holds every bound, by name.
@@ -32,8 +33,17 @@
 //! fast-zero; simple and structured replies; size constraints; several connections to one export.
 //! FUA is a flush after the write.
 //!
-//! Not spoken: **TLS** (`NBD_OPT_STARTTLS` is answered as unsupported, which is why TCP is for
-//! loopback unless the caller says otherwise), extended headers, resizing, oldstyle negotiation.
+//! TLS, started by the client with `NBD_OPT_STARTTLS`: a [`Listener`] offers it, requires it, or
+//! does without ([`TlsMode`]). One that can be reached from other machines always requires it.
+//!
+//! Not spoken: extended headers, resizing, oldstyle negotiation.
+//!
+//! # Features
+//!
+//! Both are on by default:
+//!
+//! - `tls`: TLS, by [rustls](https://docs.rs/rustls) and ring, which needs a C compiler to build.
+//! - `socket-activation`: [`PassedSocket`], sockets passed by systemd.
 //!
 //! # What a client can count on
 //!
@@ -54,6 +64,9 @@
 
 #![forbid(unsafe_code)]
 
+#[cfg(feature = "socket-activation")]
+mod activation;
+mod channel;
 mod context;
 mod error;
 mod export;
@@ -65,9 +78,17 @@ mod negotiation;
 mod server;
 mod socket;
 mod stream_io;
+#[cfg(feature = "tls")]
+mod tls;
+#[cfg(not(feature = "tls"))]
+#[path = "no_tls.rs"]
+mod tls;
 mod transmission;
 pub mod wire;
 
+#[cfg(feature = "socket-activation")]
+pub use activation::PassedSocket;
+pub use channel::TlsMode;
 pub use context::{Context, Extents, HOLE, ZERO};
 pub use error::Error;
 pub use export::{BlockSizes, ErrorCode, Export, ExportError, Features, Holes, ZeroMode};
@@ -78,4 +99,5 @@ pub use memory::MemoryDisk;
 pub use negotiation::Connection;
 pub use server::{Event, Running, Server, Unfinished};
 pub use socket::Peer;
+pub use tls::Tls;
 pub use transmission::{Helpers, Session};

@@ -41,6 +41,14 @@ pub const HOLE_BYTES_MIN: usize = 4096;
 /// What is buffered of requests that have arrived and were not yet looked at, per connection.
 pub const INTAKE_BYTES: usize = 4096;
 
+/// The most bytes that TLS encrypts at once, and that it takes from the client at once, per
+/// connection.
+pub const TLS_PIECE_BYTES: usize = 64 << 10;
+
+/// What one TLS connection holds in memory at most: what was received, what is decrypted of it, a
+/// message of the TLS handshake, and twice what is to be sent.
+pub const TLS_BYTES: usize = 5 * TLS_PIECE_BYTES;
+
 /// The bounds a program may choose. The default suits a server of one machine.
 #[derive(Debug, Clone, PartialEq, Eq)]
 #[non_exhaustive]
@@ -79,7 +87,7 @@ impl Limits {
     /// (thread stacks and what the exports allocate not counted).
     pub fn bytes_in_flight_max(&self) -> u64 {
         let thread = PIECE_BYTES + EXTENTS_MAX * 8;
-        let connection = INTAKE_BYTES + OPTION_BYTES_MAX;
+        let connection = INTAKE_BYTES + OPTION_BYTES_MAX + TLS_BYTES;
         let threads = self.connections_max.saturating_add(self.helpers_max) as u64;
         // A client that was displaced while negotiating may be about to leave.
         let connections = 2 * self.connections_max as u64;
@@ -99,7 +107,7 @@ mod tests {
     use super::*;
 
     #[test]
-    fn the_default_limits_hold_all_clients_together_within_160_mib() {
-        assert!(Limits::default().bytes_in_flight_max() < 160 << 20);
+    fn the_default_limits_hold_all_clients_together_within_200_mib() {
+        assert!(Limits::default().bytes_in_flight_max() < 200 << 20);
     }
 }

@@ -1,4 +1,5 @@
-//! Where a server can be reached: a unix socket for its own user only, or TCP on loopback.
+//! Where a server can be reached: a unix socket for its own user only, TCP on loopback, or TCP
+//! anywhere with TLS. A listener that can be reached from other machines without TLS cannot be made.
 
 use std::fs;
 use std::io::{self, ErrorKind};
@@ -10,9 +11,11 @@ use std::path::{Path, PathBuf};
 
 use rustix::net::{AddressFamily, SocketAddrUnix, SocketType, bind, listen, socket};
 
+use crate::channel::TlsMode;
 use crate::error::Error;
 use crate::limits::Limits;
 use crate::socket::{Peer, Socket};
+use crate::tls::Tls;
 
 const BACKLOG: i32 = 128;
 
@@ -20,6 +23,7 @@ const BACKLOG: i32 = 128;
 #[derive(Debug)]
 pub struct Listener {
     kind: Kind,
+    tls: TlsMode,
     _file: Option<SocketFile>,
 }
 
@@ -42,10 +46,7 @@ impl Listener {
     /// is in use, or any other file, is an error.
     pub fn unix(path: impl AsRef<Path>) -> Result<Self, Error> {
         let path = path.as_ref();
-        Self::try_unix(path).map_err(|source| Error::Listen {
-            address: path.display().to_string(),
-            source,
-        })
+        Self::try_unix(path).map_err(Error::listen(path.display()))
     }
 
     fn try_unix(path: &Path) -> io::Result<Self> {
@@ -63,29 +64,60 @@ impl Listener {
         listen(&fd, BACKLOG)?;
         Ok(Listener {
             kind: Kind::Unix(UnixListener::from(fd)),
+            tls: TlsMode::Off,
             _file: Some(file),
         })
     }
 
-    /// Listens on a loopback address: any process of this machine can connect.
+    /// Listens on a loopback address, in plain text: any process of this machine can connect.
     ///
     /// # Errors
     /// [`Error::NotLoopback`] for any other address.
     pub fn tcp(address: SocketAddr) -> Result<Self, Error> {
-        if !address.ip().is_loopback() {
-            return Err(Error::NotLoopback { address });
-        }
-        Self::tcp_without_protection(address)
+        Self::bind_tcp(address, TlsMode::Off)
     }
 
-    /// Listens on any address. There is no encryption and no authentication: whoever can reach the
-    /// address can read and, if the export allows, write.
-    pub fn tcp_without_protection(address: SocketAddr) -> Result<Self, Error> {
-        let listener = TcpListener::bind(address).map_err(|source| Error::Listen {
-            address: address.to_string(),
-            source,
-        })?;
-        Ok(listener.into())
+    /// Listens on any address, and requires TLS there.
+    pub fn tcp_with_tls(address: SocketAddr, tls: Tls) -> Result<Self, Error> {
+        Self::bind_tcp(address, TlsMode::Required(tls))
+    }
+
+    fn bind_tcp(address: SocketAddr, tls: TlsMode) -> Result<Self, Error> {
+        may_listen(address, &tls)?;
+        let listener = TcpListener::bind(address).map_err(Error::listen(address))?;
+        Self::from_tcp(listener, tls)
+    }
+
+    /// A socket that was made elsewhere.
+    ///
+    /// # Errors
+    /// [`Error::NotLoopback`] unless its address is loopback or TLS is required.
+    pub fn from_tcp(listener: TcpListener, tls: TlsMode) -> Result<Self, Error> {
+        let address = listener.local_addr().map_err(Error::listen("TCP socket"))?;
+        may_listen(address, &tls)?;
+        Ok(Listener {
+            kind: Kind::Tcp(listener),
+            tls,
+            _file: None,
+        })
+    }
+
+    /// Changes whether TLS is offered or required.
+    ///
+    /// # Errors
+    /// [`Error::NotLoopback`] unless the address is loopback, a unix socket, or TLS is required.
+    pub fn with_tls(mut self, tls: TlsMode) -> Result<Self, Error> {
+        if let Kind::Tcp(listener) = &self.kind {
+            let address = listener.local_addr().map_err(Error::listen("TCP socket"))?;
+            may_listen(address, &tls)?;
+        }
+        self.tls = tls;
+        Ok(self)
+    }
+
+    /// Whether TLS is offered or required.
+    pub fn tls(&self) -> &TlsMode {
+        &self.tls
     }
 
     /// The address of a TCP listener, with the port that the system chose if none was given.
@@ -126,21 +158,12 @@ impl AsFd for Listener {
     }
 }
 
-/// A socket that was made elsewhere, for instance by systemd.
+/// A socket that was made elsewhere, served in plain text. Who may connect is up to whoever made it.
 impl From<UnixListener> for Listener {
     fn from(listener: UnixListener) -> Self {
         Listener {
             kind: Kind::Unix(listener),
-            _file: None,
-        }
-    }
-}
-
-/// A socket that was made elsewhere; whether its address is safe is up to whoever made it.
-impl From<TcpListener> for Listener {
-    fn from(listener: TcpListener) -> Self {
-        Listener {
-            kind: Kind::Tcp(listener),
+            tls: TlsMode::Off,
             _file: None,
         }
     }
@@ -154,6 +177,14 @@ impl Drop for SocketFile {
             let _ = fs::remove_file(&self.path);
         }
     }
+}
+
+/// Refuses an address beyond this machine, unless whoever connects there must start TLS.
+fn may_listen(address: SocketAddr, tls: &TlsMode) -> Result<(), Error> {
+    if address.ip().is_loopback() || matches!(tls, TlsMode::Required(_)) {
+        return Ok(());
+    }
+    Err(Error::NotLoopback { address })
 }
 
 /// Removes a socket that nobody listens on.
@@ -217,9 +248,13 @@ mod tests {
     }
 
     #[test]
-    fn tcp_is_for_loopback_unless_the_caller_insists() {
+    fn tcp_in_plain_text_is_for_loopback_however_the_socket_was_made() {
         let any = "0.0.0.0:0".parse().expect("an address");
         let refused = Listener::tcp(any).expect_err("not loopback");
+        assert!(matches!(refused, Error::NotLoopback { .. }));
+        assert!(refused.to_string().contains("require TLS"), "{refused}");
+        let made = TcpListener::bind(any).expect("bound");
+        let refused = Listener::from_tcp(made, TlsMode::Off).expect_err("not loopback");
         assert!(matches!(refused, Error::NotLoopback { .. }));
         let loopback = "127.0.0.1:0".parse().expect("an address");
         let listener = Listener::tcp(loopback).expect("listening");

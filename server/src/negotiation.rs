@@ -6,6 +6,7 @@
 use std::io::{BufReader, IoSlice, Read, Write};
 use std::sync::Arc;
 
+use crate::channel::{Incoming, Outgoing, TlsMode, start_tls};
 use crate::context::{BASE_ALLOCATION, Context};
 use crate::error::Error;
 use crate::export::{BlockSizes, Export, Features};
@@ -15,6 +16,7 @@ use crate::limits::{
     PAYLOAD_BYTES_MAX, STRING_BYTES_MAX,
 };
 use crate::stream_io::{Patience, read_whole, skip, write_whole};
+use crate::tls::Tls;
 use crate::transmission::Session;
 use crate::wire::handshake::{
     ClientFlags, TransmissionFlags, encode_export_name_reply, encode_greeting,
@@ -34,16 +36,25 @@ pub struct Connection<R, W> {
     reader: R,
     writer: W,
     limits: Limits,
+    tls: TlsMode,
 }
 
 impl<R: Read, W: Write> Connection<R, W> {
-    /// A connection with a client.
+    /// A connection with a client, in plain text.
     pub fn new(reader: R, writer: W, limits: Limits) -> Self {
         Connection {
             reader,
             writer,
             limits,
+            tls: TlsMode::Off,
         }
+    }
+
+    /// Offers TLS to the client, or requires it.
+    #[must_use]
+    pub fn with_tls(mut self, tls: TlsMode) -> Self {
+        self.tls = tls;
+        self
     }
 
     /// Negotiates until the client has chosen an export, or has left in good order (`None`).
@@ -59,8 +70,11 @@ impl<R: Read, W: Write> Connection<R, W> {
         may_start: &dyn Fn() -> bool,
     ) -> Result<Option<Session<R, W>>, Error> {
         let mut negotiation = Negotiation {
-            reader: BufReader::with_capacity(INTAKE_BYTES, self.reader),
-            writer: self.writer,
+            reader: BufReader::with_capacity(INTAKE_BYTES, Incoming::Plain(self.reader)),
+            writer: Outgoing::Plain(self.writer),
+            tls: self.tls,
+            encrypted: false,
+            client: None,
             patience: Patience::with_handshake(self.limits.handshake),
             exports,
             may_start,
@@ -68,10 +82,24 @@ impl<R: Read, W: Write> Connection<R, W> {
             structured: false,
             contexts: None,
         };
-        Ok(negotiation.run()?.map(|agreed| {
-            let Negotiation { reader, writer, .. } = negotiation;
-            Session::new(reader, writer, agreed, self.limits)
-        }))
+        loop {
+            match negotiation.run() {
+                Ok(Ending::Agreed(agreed)) => {
+                    let Negotiation { reader, writer, .. } = negotiation;
+                    let session = Session::new(reader, writer, agreed, self.limits);
+                    return Ok(Some(session));
+                }
+                Ok(Ending::StartTls(tls)) => negotiation = negotiation.start_tls(&tls)?,
+                Ok(Ending::Left) => {
+                    negotiation.writer.close();
+                    return Ok(None);
+                }
+                Err(error) => {
+                    negotiation.writer.close();
+                    return Err(error);
+                }
+            }
+        }
     }
 }
 
@@ -94,8 +122,12 @@ pub(crate) enum SelectedContext {
 }
 
 struct Negotiation<'a, R, W> {
-    reader: BufReader<R>,
-    writer: W,
+    reader: BufReader<Incoming<R>>,
+    writer: Outgoing<W>,
+    tls: TlsMode,
+    encrypted: bool,
+    /// What the client said to the greeting, which is exchanged once, TLS or not.
+    client: Option<ClientFlags>,
     patience: Patience,
     exports: &'a dyn Exports,
     may_start: &'a dyn Fn() -> bool,
@@ -105,20 +137,56 @@ struct Negotiation<'a, R, W> {
     contexts: Option<(String, Vec<SelectedContext>)>,
 }
 
+/// What ends the options, for the time being or for good.
+enum Ending {
+    Agreed(Agreed),
+    StartTls(Tls),
+    Left,
+}
+
 /// An error reply to one option.
 type Refusal = (OptionError, String);
 
 impl<R: Read, W: Write> Negotiation<'_, R, W> {
-    fn run(&mut self) -> Result<Option<Agreed>, Error> {
+    /// Begins anew within TLS: nothing counts that was said before ("`NBD_OPT_STARTTLS`").
+    fn start_tls(self, tls: &Tls) -> Result<Self, Error> {
+        let mut patience = self.patience;
+        let (reader, writer) = start_tls(tls, self.reader, self.writer, &mut patience)?;
+        Ok(Negotiation {
+            reader,
+            writer,
+            patience,
+            encrypted: true,
+            opened: None,
+            structured: false,
+            contexts: None,
+            ..self
+        })
+    }
+
+    fn greet(&mut self) -> Result<ClientFlags, Error> {
+        if let Some(client) = self.client {
+            return Ok(client);
+        }
         self.send(&encode_greeting())?;
         let mut flags = [0; ClientFlags::BYTES];
         self.receive(&mut flags)?;
         let client = ClientFlags::decode(flags).map_err(Error::malformed("client flags"))?;
+        self.client = Some(client);
+        Ok(client)
+    }
+
+    fn run(&mut self) -> Result<Ending, Error> {
+        let client = self.greet()?;
 
         for _ in 0..OPTIONS_MAX {
             let mut head = [0; OptionHeader::BYTES];
             self.receive(&mut head)?;
             let header = OptionHeader::decode(head).map_err(Error::malformed("option"))?;
+            if self.tls_is_missing() && !header.may_precede_tls() {
+                self.demand_tls(header)?;
+                continue;
+            }
             let Some(data) = self.option_data(header)? else {
                 continue;
             };
@@ -133,12 +201,22 @@ impl<R: Read, W: Write> Negotiation<'_, R, W> {
                 }
             };
             if let ClientOption::ExportName(name) = option {
-                return self.export_name(name, client).map(Some);
+                return self.export_name(name, client).map(Ending::Agreed);
             }
             if option == ClientOption::Abort {
                 // The client may have gone without waiting for the reply, which is as good.
                 let _ = self.reply(header.option, ReplyBody::Ack);
-                return Ok(None);
+                return Ok(Ending::Left);
+            }
+            if option == ClientOption::StartTls {
+                match self.may_start_tls(client) {
+                    Err(refusal) => self.refuse(header.option, refusal)?,
+                    Ok(tls) => {
+                        self.reply(header.option, ReplyBody::Ack)?;
+                        return Ok(Ending::StartTls(tls));
+                    }
+                }
+                continue;
             }
             let go = matches!(option, ClientOption::Go(_));
             match self.answer(header.option, option)? {
@@ -150,12 +228,36 @@ impl<R: Read, W: Write> Negotiation<'_, R, W> {
                 Ok(()) => {
                     self.reply(header.option, ReplyBody::Ack)?;
                     if go && let Some((name, export)) = self.opened.take() {
-                        return Ok(Some(self.agree(name, export)));
+                        return Ok(Ending::Agreed(self.agree(name, export)));
                     }
                 }
             }
         }
         Err(Error::TooManyOptions)
+    }
+
+    fn tls_is_missing(&self) -> bool {
+        matches!(self.tls, TlsMode::Required(_)) && !self.encrypted
+    }
+
+    /// Refuses an option that came in plain text, whatever it is ("FORCEDTLS mode").
+    fn demand_tls(&mut self, header: OptionHeader) -> Result<(), Error> {
+        if header.is_export_name() {
+            return Err(Error::TlsRequired);
+        }
+        self.skip_option(header)?;
+        let message = "this server requires TLS".to_owned();
+        self.refuse(header.option, (OptionError::TlsRequired, message))
+    }
+
+    fn may_start_tls(&self, client: ClientFlags) -> Result<Tls, Refusal> {
+        match &self.tls {
+            _ if self.encrypted => Err((OptionError::Invalid, "TLS is running already".to_owned())),
+            TlsMode::Allowed(tls) | TlsMode::Required(tls) if client.fixed_newstyle => {
+                Ok(tls.clone())
+            }
+            _ => Err(unsupported("this server does not offer TLS")),
+        }
     }
 
     /// The data of an option; `None` if it was too long and has been answered so.
@@ -166,16 +268,20 @@ impl<R: Read, W: Write> Negotiation<'_, R, W> {
             self.receive(&mut data)?;
             return Ok(Some(data));
         }
+        self.skip_option(header)?;
+        let refusal = (OptionError::TooBig, "option too long".to_owned());
+        self.refuse(header.option, refusal)?;
+        Ok(None)
+    }
+
+    fn skip_option(&mut self, header: OptionHeader) -> Result<(), Error> {
         if header.length > OPTION_SKIPPED_BYTES_MAX || header.is_export_name() {
             return Err(Error::OptionTooLong {
                 bytes: header.length,
             });
         }
         let (reader, patience) = (&mut self.reader, &mut self.patience);
-        skip(reader, length as u64, "read an option", patience)?;
-        let refusal = (OptionError::TooBig, "option too long".to_owned());
-        self.refuse(header.option, refusal)?;
-        Ok(None)
+        skip(reader, header.length.into(), "read an option", patience)
     }
 
     /// Sends all replies to an option but the last.
@@ -189,10 +295,10 @@ impl<R: Read, W: Write> Negotiation<'_, R, W> {
             }
             ClientOption::ListMetaContext(request) => self.list_contexts(number, &request),
             ClientOption::SetMetaContext(request) => self.set_contexts(number, &request),
-            ClientOption::StartTls => Ok(Err(unsupported("this server does not offer TLS"))),
-            ClientOption::Unknown(_) | ClientOption::ExportName(_) | ClientOption::Abort => {
-                Ok(Err(unsupported("unknown option")))
-            }
+            ClientOption::Unknown(_)
+            | ClientOption::ExportName(_)
+            | ClientOption::Abort
+            | ClientOption::StartTls => Ok(Err(unsupported("unknown option"))),
         }
     }
 
@@ -202,8 +308,8 @@ impl<R: Read, W: Write> Negotiation<'_, R, W> {
             Err(error) => return Ok(Err((OptionError::Policy, error.to_string()))),
         };
         for listing in listings {
-            // A longer name could not be asked for.
-            if listing.name.len() <= STRING_BYTES_MAX {
+            // Another name could not be asked for.
+            if listing.name.len() <= STRING_BYTES_MAX && !listing.name.contains('\0') {
                 let body = ReplyBody::Server {
                     name: listing.name,
                     description: bounded(listing.description),
@@ -413,8 +519,9 @@ fn matches(query: &str, name: &str) -> bool {
             && name.starts_with(query)
 }
 
-/// Cuts a text for a human reader to the longest string of the protocol.
+/// Makes a text for a human reader a string of the protocol.
 fn bounded(mut text: String) -> String {
+    text.retain(|character| character != '\0');
     while text.len() > STRING_BYTES_MAX {
         let end = (0..=STRING_BYTES_MAX).rfind(|&end| text.is_char_boundary(end));
         text.truncate(end.unwrap_or(0));

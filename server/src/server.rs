@@ -12,6 +12,7 @@ use std::time::{Duration, Instant};
 
 use rustix::event::{PollFd, PollFlags, poll};
 
+use crate::channel::TlsMode;
 use crate::error::Error;
 use crate::exports::Exports;
 use crate::limits::Limits;
@@ -285,7 +286,7 @@ impl House {
         guests.threads
     }
 
-    fn receive(self: &Arc<Self>, socket: Socket, peer: Peer) {
+    fn receive(self: &Arc<Self>, socket: Socket, peer: Peer, tls: TlsMode) {
         let (mut guests, _) = self
             .one_has_left
             .wait_timeout_while(self.guests(), HANG_UP_GRACE, |guests| {
@@ -303,7 +304,9 @@ impl House {
         let spawned = thread::Builder::new()
             .name(format!("nbd-{number}"))
             .spawn(move || {
-                let served = catch_unwind(AssertUnwindSafe(|| house.serve(number, &socket, &peer)));
+                let served = catch_unwind(AssertUnwindSafe(|| {
+                    house.serve(number, &socket, &peer, tls)
+                }));
                 let outcome = served.unwrap_or(Err(Error::ExportPanicked));
                 socket.hang_up();
                 let closed = Event::Closed {
@@ -320,8 +323,9 @@ impl House {
         }
     }
 
-    fn serve(&self, number: u64, socket: &Socket, peer: &Peer) -> Result<(), Error> {
-        let connection = Connection::new(socket.clone(), socket.clone(), self.limits.clone());
+    fn serve(&self, number: u64, socket: &Socket, peer: &Peer, tls: TlsMode) -> Result<(), Error> {
+        let connection =
+            Connection::new(socket.clone(), socket.clone(), self.limits.clone()).with_tls(tls);
         let may_start = || self.guests().settle(number);
         let Some(session) = connection.negotiate_if(&*self.exports, &may_start)? else {
             return Ok(());
@@ -363,7 +367,7 @@ fn accept_clients(house: &Arc<House>, listeners: &[Listener], woken: &UnixStream
         }
         for listener in listeners {
             match listener.accept(&house.limits) {
-                Ok((socket, peer)) => house.receive(socket, peer),
+                Ok((socket, peer)) => house.receive(socket, peer, listener.tls().clone()),
                 Err(error) if error.kind() == io::ErrorKind::WouldBlock => {}
                 Err(error) => {
                     (house.observer)(Event::AcceptFailed { error: &error });

@@ -35,7 +35,7 @@ impl Patience {
         }
     }
 
-    fn check(&mut self) -> Result<(), Error> {
+    pub(crate) fn check(&mut self) -> Result<(), Error> {
         if self.since.get_or_insert_with(Instant::now).elapsed() > self.limit {
             return Err((self.late)());
         }
@@ -86,7 +86,7 @@ pub(crate) fn skip(
     Ok(())
 }
 
-/// Writes all of `slices`, in one system call where the stream takes them.
+/// Writes all of `slices`, in one system call where the stream takes them, and flushes.
 pub(crate) fn write_whole(
     writer: &mut impl Write,
     mut slices: &mut [IoSlice<'_>],
@@ -106,7 +106,15 @@ pub(crate) fn write_whole(
             patience.check()?;
         }
     }
-    Ok(())
+    loop {
+        match writer.flush() {
+            Ok(()) => return Ok(()),
+            Err(error) if error.kind() == ErrorKind::Interrupted => {}
+            Err(error) if is_timeout(error.kind()) => {}
+            Err(error) => return Err(Error::io(verb)(error)),
+        }
+        patience.check()?;
+    }
 }
 
 #[cfg(test)]

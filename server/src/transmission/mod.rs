@@ -22,6 +22,7 @@ use std::sync::atomic::{AtomicUsize, Ordering};
 use std::sync::{Arc, Condvar, Mutex, MutexGuard, PoisonError};
 use std::thread::{self, Scope};
 
+use crate::channel::{Incoming, Outgoing};
 use crate::error::Error;
 use crate::limits::Limits;
 use crate::negotiation::Agreed;
@@ -29,8 +30,8 @@ use answer::Workspace;
 
 /// A connection whose client has chosen an export.
 pub struct Session<R, W> {
-    reader: BufReader<R>,
-    writer: W,
+    reader: BufReader<Incoming<R>>,
+    writer: Outgoing<W>,
     agreed: Agreed,
     limits: Limits,
     hang_up: Option<Box<dyn Fn() + Send + Sync>>,
@@ -61,6 +62,8 @@ impl<R: Read + Send, W: Write + Send> Session<R, W> {
             lead_is_free: Condvar::new(),
         };
         thread::scope(|scope| line.work(scope, None));
+        let output = line.output.into_inner();
+        output.unwrap_or_else(PoisonError::into_inner).close();
         let crew = line.crew.into_inner();
         match crew.unwrap_or_else(PoisonError::into_inner).failure {
             Some(error) => Err(error),
@@ -70,7 +73,12 @@ impl<R: Read + Send, W: Write + Send> Session<R, W> {
 }
 
 impl<R, W> Session<R, W> {
-    pub(crate) fn new(reader: BufReader<R>, writer: W, agreed: Agreed, limits: Limits) -> Self {
+    pub(crate) fn new(
+        reader: BufReader<Incoming<R>>,
+        writer: Outgoing<W>,
+        agreed: Agreed,
+        limits: Limits,
+    ) -> Self {
         Session {
             reader,
             writer,
@@ -145,8 +153,8 @@ struct Line<'h, R, W> {
     helpers: &'h Helpers,
     hang_up: Option<Box<dyn Fn() + Send + Sync>>,
     /// Never contended: locked by the leader only.
-    intake: Mutex<BufReader<R>>,
-    output: Mutex<W>,
+    intake: Mutex<BufReader<Incoming<R>>>,
+    output: Mutex<Outgoing<W>>,
     crew: Mutex<Crew>,
     lead_is_free: Condvar,
 }

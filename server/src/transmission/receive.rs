@@ -5,6 +5,7 @@ use std::sync::PoisonError;
 
 use super::Line;
 use super::answer::Workspace;
+use crate::channel::Incoming;
 use crate::error::Error;
 use crate::export::ExportError;
 use crate::limits::{PAYLOAD_BYTES_MAX, PIECE_BYTES};
@@ -39,7 +40,7 @@ impl<R: Read + Send, W: Write + Send> Line<'_, R, W> {
     }
 
     /// Waits for the first byte of a request, for as long as it takes.
-    fn await_request(&self, intake: &mut BufReader<R>) -> Result<bool, Error> {
+    fn await_request(&self, intake: &mut BufReader<Incoming<R>>) -> Result<bool, Error> {
         loop {
             match intake.fill_buf() {
                 Ok(bytes) => return Ok(!bytes.is_empty()),
@@ -55,7 +56,7 @@ impl<R: Read + Send, W: Write + Send> Line<'_, R, W> {
     /// one is written as it arrives, and one that is refused is skipped.
     fn receive_write(
         &self,
-        intake: &mut BufReader<R>,
+        intake: &mut BufReader<Incoming<R>>,
         request: &Request,
         workspace: &mut Workspace,
     ) -> Result<Option<Result<(), ExportError>>, Error> {

@@ -33,7 +33,14 @@ pub enum Malformed {
     /// A string is not UTF-8.
     #[error("string is not UTF-8")]
     NotUtf8,
+    /// A string holds a NUL.
+    #[error("string holds a NUL")]
+    Nul,
     /// A flag or value that the protocol does not define in this place.
     #[error("undefined value {0:#x}")]
     Undefined(u64),
 }
+
+/// Any string that the protocol allows, as a pattern for property tests.
+#[cfg(test)]
+const ANY_STRING: &str = r"[^\x00]{0,40}";

@@ -31,6 +31,12 @@ impl OptionHeader {
         self.option == EXPORT_NAME
     }
 
+    /// Whether a server that requires TLS accepts this option in plain text: `NBD_OPT_STARTTLS` and
+    /// `NBD_OPT_ABORT` ("FORCEDTLS mode").
+    pub fn may_precede_tls(self) -> bool {
+        matches!(self.option, STARTTLS | ABORT)
+    }
+
     /// Checks the magic number.
     pub fn decode(bytes: [u8; Self::BYTES]) -> Result<Self, Malformed> {
         let mut take = Take::new(&bytes);
@@ -183,6 +189,7 @@ impl ContextRequest {
 #[cfg(test)]
 mod tests {
     use super::*;
+    use crate::wire::ANY_STRING;
     use proptest::prelude::*;
 
     fn decode(bytes: &[u8]) -> Result<ClientOption, Malformed> {
@@ -191,12 +198,12 @@ mod tests {
     }
 
     fn any_option() -> impl Strategy<Value = ClientOption> {
-        let info = (".{0,40}", prop::collection::vec(any::<u16>(), 0..5))
+        let info = (ANY_STRING, prop::collection::vec(any::<u16>(), 0..5))
             .prop_map(|(name, items)| InfoRequest { name, items });
-        let context = (".{0,40}", prop::collection::vec(".{0,40}", 0..5))
+        let context = (ANY_STRING, prop::collection::vec(ANY_STRING, 0..5))
             .prop_map(|(name, queries)| ContextRequest { name, queries });
         prop_oneof![
-            ".{0,40}".prop_map(ClientOption::ExportName),
+            ANY_STRING.prop_map(ClientOption::ExportName),
             Just(ClientOption::Abort),
             Just(ClientOption::List),
             Just(ClientOption::StartTls),
@@ -250,5 +257,11 @@ mod tests {
         let name = "n".repeat(4097);
         let option = ClientOption::ExportName(name);
         assert_eq!(decode(&option.encode()), Err(Malformed::StringTooLong));
+    }
+
+    #[test]
+    fn a_name_with_a_nul_is_refused() {
+        let option = ClientOption::ExportName("disk\0".to_owned());
+        assert_eq!(decode(&option.encode()), Err(Malformed::Nul));
     }
 }

@@ -77,10 +77,16 @@ pub enum OptionError {
     Policy = ERROR | 2,
     /// `NBD_REP_ERR_INVALID`: malformed.
     Invalid = ERROR | 3,
+    /// `NBD_REP_ERR_PLATFORM`: not supported on this platform.
+    Platform = ERROR | 4,
+    /// `NBD_REP_ERR_TLS_REQD`: TLS must be started first.
+    TlsRequired = ERROR | 5,
     /// `NBD_REP_ERR_UNKNOWN`: the export is not available.
     Unknown = ERROR | 6,
     /// `NBD_REP_ERR_SHUTDOWN`: the server is stopping.
     Shutdown = ERROR | 7,
+    /// `NBD_REP_ERR_BLOCK_SIZE_REQD`: the client must ask for the size constraints.
+    BlockSizeRequired = ERROR | 8,
     /// `NBD_REP_ERR_TOO_BIG`: more than the server is willing to process.
     TooBig = ERROR | 9,
 }
@@ -210,9 +216,23 @@ impl ReplyBody {
 }
 
 impl OptionError {
-    fn decode(kind: u32) -> Result<Self, Malformed> {
+    const ALL: [OptionError; 9] = {
         use OptionError::*;
-        [Unsupported, Policy, Invalid, Unknown, Shutdown, TooBig]
+        [
+            Unsupported,
+            Policy,
+            Invalid,
+            Platform,
+            TlsRequired,
+            Unknown,
+            Shutdown,
+            BlockSizeRequired,
+            TooBig,
+        ]
+    };
+
+    fn decode(kind: u32) -> Result<Self, Malformed> {
+        Self::ALL
             .into_iter()
             .find(|&code| code as u32 == kind)
             .ok_or(Malformed::Undefined(kind.into()))
@@ -222,28 +242,21 @@ impl OptionError {
 #[cfg(test)]
 mod tests {
     use super::*;
+    use crate::wire::ANY_STRING;
     use proptest::prelude::*;
 
     fn any_body() -> impl Strategy<Value = ReplyBody> {
-        use OptionError::*;
-        let code = prop::sample::select(vec![
-            Unsupported,
-            Policy,
-            Invalid,
-            Unknown,
-            Shutdown,
-            TooBig,
-        ]);
+        let code = prop::sample::select(OptionError::ALL.to_vec());
         prop_oneof![
             Just(ReplyBody::Ack),
-            (".{0,40}", ".{0,40}")
+            (ANY_STRING, ANY_STRING)
                 .prop_map(|(name, description)| ReplyBody::Server { name, description }),
             (any::<u64>(), any::<u16>()).prop_map(|(size_bytes, flags)| ReplyBody::Export {
                 size_bytes,
                 flags: TransmissionFlags(flags)
             }),
-            ".{0,40}".prop_map(ReplyBody::Name),
-            ".{0,40}".prop_map(ReplyBody::Description),
+            ANY_STRING.prop_map(ReplyBody::Name),
+            ANY_STRING.prop_map(ReplyBody::Description),
             any::<[u32; 3]>().prop_map(|[minimum, preferred, payload_max]| {
                 ReplyBody::BlockSize {
                     minimum,
@@ -251,8 +264,8 @@ mod tests {
                     payload_max,
                 }
             }),
-            (any::<u32>(), ".{0,40}").prop_map(|(id, name)| ReplyBody::MetaContext { id, name }),
-            (code, ".{0,40}").prop_map(|(code, message)| ReplyBody::Error { code, message }),
+            (any::<u32>(), ANY_STRING).prop_map(|(id, name)| ReplyBody::MetaContext { id, name }),
+            (code, ANY_STRING).prop_map(|(code, message)| ReplyBody::Error { code, message }),
         ]
     }
 

@@ -38,12 +38,16 @@ impl<'a> Take<'a> {
         self.array().map(u64::from_be_bytes)
     }
 
-    /// A string of `length` bytes ("Conventions": UTF-8, at most 4096 bytes).
+    /// A string of `length` bytes ("Conventions": UTF-8 without NUL, at most 4096 bytes).
     pub(crate) fn string(&mut self, length: usize) -> Result<&'a str, Malformed> {
         if length > STRING_BYTES_MAX {
             return Err(Malformed::StringTooLong);
         }
-        std::str::from_utf8(self.bytes(length)?).map_err(|_| Malformed::NotUtf8)
+        let string = std::str::from_utf8(self.bytes(length)?).map_err(|_| Malformed::NotUtf8)?;
+        if string.contains('\0') {
+            return Err(Malformed::Nul);
+        }
+        Ok(string)
     }
 
     /// A 32-bit length and a string of that many bytes.

@@ -17,7 +17,7 @@ use nbd_server::wire::option::{ClientOption, ContextRequest, InfoRequest};
 use nbd_server::wire::option_reply::{OptionReply, ReplyBody};
 use nbd_server::wire::reply::ReplyHead;
 use nbd_server::wire::request::{Command, CommandFlags, Request};
-use nbd_server::{Export, ExportMap, Exports, Limits, Listener, Running, Server};
+use nbd_server::{Export, ExportMap, Exports, Limits, Listener, Running, Server, TlsMode};
 use tempfile::TempDir;
 
 pub const MIB: u64 = 1 << 20;
@@ -36,8 +36,13 @@ impl Served {
     }
 
     pub fn start(exports: impl Exports + 'static, limits: Limits) -> Served {
+        Served::start_with_tls(exports, limits, TlsMode::Off)
+    }
+
+    pub fn start_with_tls(exports: impl Exports + 'static, limits: Limits, tls: TlsMode) -> Served {
         let dir = tempfile::tempdir().expect("a temporary directory");
         let listener = Listener::unix(dir.path().join("s")).expect("a socket");
+        let listener = listener.with_tls(tls).expect("a unix socket");
         let running = Server::new(Arc::new(exports))
             .with_limits(limits)
             .start(vec![listener])
@@ -90,8 +95,8 @@ impl Served {
 }
 
 /// A client written for these tests, on the library's own wire types.
-pub struct Client {
-    pub stream: UnixStream,
+pub struct Client<S = UnixStream> {
+    pub stream: S,
 }
 
 impl Client {
@@ -109,7 +114,9 @@ impl Client {
         stream.write_all(&flags.encode()).expect("flags sent");
         Client { stream }
     }
+}
 
+impl<S: Read + Write> Client<S> {
     pub fn option(&mut self, option: &ClientOption) -> Vec<ReplyBody> {
         self.raw_option(&option.encode())
     }
