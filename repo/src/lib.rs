@@ -68,7 +68,9 @@ pub use point::{
     CaptureMode, Consistency, Disk, DiskStats, Domain, FileRole, Point, SourceKind, StoredFile,
 };
 pub use progress::{NoProgress, Progress};
-pub use read::{DiskReader, DiskSink};
-pub use repository::{InitOptions, OpenOptions, Parts, RebuildReport, Repository, Stats};
+pub use read::{Change, DiskReader, DiskSink};
+pub use repository::{
+    InitOptions, OpenOptions, Parts, PointWatch, RebuildReport, Repository, Stats,
+};
 pub use source::{DiskSource, Extent, ExtentState, Next, ReadQueue, ReadRequest, SourceError};
 pub use units::{ByteLen, DiskOffset, UnixMillis};

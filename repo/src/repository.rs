@@ -2,9 +2,11 @@
 
 mod open;
 mod rebuild;
+mod watch;
 
 pub use open::Parts;
 pub use rebuild::RebuildReport;
+pub use watch::PointWatch;
 
 use std::collections::{HashMap, HashSet};
 use std::path::{Path, PathBuf};

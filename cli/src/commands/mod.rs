@@ -3,6 +3,7 @@
 mod backup;
 mod check;
 mod completions;
+mod diff;
 mod init;
 mod list;
 mod release;
@@ -26,6 +27,7 @@ pub(crate) enum Command {
     Backup(Box<backup::Args>),
     List(list::Args),
     Show(show::Args),
+    Diff(diff::Args),
     Restore(Box<restore::Args>),
     Serve(serve::Args),
     Check(check::Args),
@@ -44,6 +46,7 @@ pub(crate) fn run(command: Command, context: &Context) -> Result<Exit> {
         Command::Backup(args) => backup::run(&args, context),
         Command::List(args) => list::run(&args, context),
         Command::Show(args) => show::run(&args, context),
+        Command::Diff(args) => diff::run(&args, context),
         Command::Restore(args) => restore::run(&args, context),
         Command::Serve(args) => serve::run(&args, context),
         Command::Check(args) => check::run(&args, context),

@@ -9,7 +9,7 @@ use std::sync::{Arc, Mutex, PoisonError, Weak};
 
 use jiff::tz::TimeZone;
 use nbd_server::{Export, ExportError, Exports, Listing, OpenError};
-use virtkeep_repo::{Disk, DomainUuid, Error, Point, PointId, Repository};
+use virtkeep_repo::{Disk, DomainUuid, Error, Point, PointId, PointWatch, Repository};
 
 use super::disk::OpenDisk;
 use crate::output::{shown, size};
@@ -23,6 +23,7 @@ pub(crate) struct Catalog(Arc<Shared>);
 
 struct Shared {
     repo: Repository,
+    watch: PointWatch,
     zone: TimeZone,
     reporter: Reporter,
     /// Only these; all points if there are none here.
@@ -49,6 +50,7 @@ impl Catalog {
     ) -> Self {
         Self(Arc::new(Shared {
             repo,
+            watch: PointWatch::new(),
             zone,
             reporter,
             chosen,
@@ -56,9 +58,13 @@ impl Catalog {
         }))
     }
 
+    fn points(&self) -> Result<Arc<Vec<Point>>, Error> {
+        self.0.watch.points(&self.0.repo)
+    }
+
     /// Every disk of every point, the domains in the order of their names, the newest point first.
     pub(crate) fn entries(&self) -> Result<Vec<Entry>, Error> {
-        let points = self.0.repo.points()?;
+        let points = self.points()?;
         let chosen = self.chosen(&points);
         let mut entries = Vec::new();
         for (domain, of_domain) in by_domain(&points) {
@@ -138,13 +144,8 @@ impl Catalog {
         }
         let reader = self.0.repo.read_disk(point, disk).map_err(unavailable)?;
         let description = describe(point, disk, &self.0.zone);
-        let opened = Arc::new(OpenDisk::new(
-            self.clone(),
-            reader,
-            point,
-            disk,
-            description,
-        ));
+        let opened = OpenDisk::new(self.clone(), reader, point.clone(), disk, description);
+        let opened = Arc::new(opened);
         let mut disks = self.open_disks();
         disks.retain(|_, disk| disk.strong_count() > 0);
         // Somebody may have been faster.
@@ -155,6 +156,36 @@ impl Catalog {
                 Ok(opened)
             }
         }
+    }
+
+    /// The disk that a client wants to compare with one whose target is `target`.
+    pub(super) fn open_to_compare(
+        &self,
+        name: &str,
+        target: &str,
+    ) -> Result<Arc<OpenDisk>, OpenError> {
+        let points = self.points().map_err(unavailable)?;
+        let (point, disk) = self.resolve(name, Some(target), &points)?;
+        self.open_disk(&point, &disk)
+    }
+
+    /// The points of the same domain that hold a disk of this target and are older than `point`; the
+    /// newest first, at most `count`.
+    pub(super) fn earlier(&self, point: &Point, target: &str, count: usize) -> Vec<PointId> {
+        // Only to be listed: where the points cannot be read now, there is nothing to list.
+        let Ok(points) = self.points() else {
+            return Vec::new();
+        };
+        points
+            .iter()
+            .rev()
+            .skip_while(|other| other.id != point.id)
+            .skip(1)
+            .filter(|other| other.domain.uuid == point.domain.uuid)
+            .filter(|other| other.disks.iter().any(|disk| disk.target == target))
+            .map(|other| other.id)
+            .take(count)
+            .collect()
     }
 
     fn open_disks(&self) -> std::sync::MutexGuard<'_, HashMap<(PointId, String), Weak<OpenDisk>>> {
@@ -178,7 +209,7 @@ impl Exports for Catalog {
     }
 
     fn open(&self, name: &str) -> Result<Arc<dyn Export>, OpenError> {
-        let points = self.0.repo.points().map_err(unavailable)?;
+        let points = self.points().map_err(unavailable)?;
         let (point, disk) = if name.is_empty() {
             self.only(&points)?
         } else {

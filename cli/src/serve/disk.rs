@@ -1,19 +1,32 @@
 //! One disk of one point, as an NBD export.
 
+use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, Ordering};
 
 use nbd_server::{
-    BlockSizes, ErrorCode, Export, ExportError, Extents, Features, HOLE, Holes, ZERO,
+    BlockSizes, Context, ErrorCode, Export, ExportError, Extents, Features, HOLE, Holes, ZERO,
 };
 use virtkeep_repo::{Disk, DiskOffset, DiskReader, Error, ExtentState, Point};
 
 use super::catalog::Catalog;
 use crate::output::shown;
 
+/// The metadata context that tells what changed since another point begins with this; the POINT
+/// follows.
+const CHANGED_SINCE: &str = "virtkeep:changed-since:";
+
+/// The flag of a range that may differ from what it was. Everything else is as it was.
+const CHANGED: u32 = 1;
+
+/// How many of these contexts a client is told of. It may name others.
+const CONTEXTS_LISTED_MAX: usize = 16;
+
 /// A disk that clients have open. The reader in it holds the lease.
 pub(crate) struct OpenDisk {
     catalog: Catalog,
-    reader: DiskReader,
+    reader: Arc<DiskReader>,
+    point: Point,
+    target: String,
     /// For messages.
     name: String,
     description: String,
@@ -26,7 +39,7 @@ impl OpenDisk {
     pub(super) fn new(
         catalog: Catalog,
         reader: DiskReader,
-        point: &Point,
+        point: Point,
         disk: &Disk,
         description: String,
     ) -> Self {
@@ -44,7 +57,9 @@ impl OpenDisk {
                 .and_then(|chunk| BlockSizes::new(1, chunk))
                 .unwrap_or_default(),
             complained: AtomicBool::new(false),
-            reader,
+            reader: Arc::new(reader),
+            target: disk.target.clone(),
+            point,
         }
     }
 
@@ -111,6 +126,56 @@ impl Export for OpenDisk {
                 };
                 at = extent.start.0 + extent.len.0;
                 if !extents.push(extent.len.0, flags) {
+                    return Ok(());
+                }
+            }
+        }
+        Ok(())
+    }
+
+    fn contexts(&self) -> Vec<String> {
+        let earlier = self
+            .catalog
+            .earlier(&self.point, &self.target, CONTEXTS_LISTED_MAX);
+        let name = |id| format!("{CHANGED_SINCE}{id}");
+        earlier.into_iter().map(name).collect()
+    }
+
+    fn context(&self, name: &str) -> Option<Box<dyn Context>> {
+        let point = name.strip_prefix(CHANGED_SINCE)?;
+        match self.catalog.open_to_compare(point, &self.target) {
+            Ok(before) => Some(Box::new(ChangedSince {
+                reader: Arc::clone(&self.reader),
+                before,
+            })),
+            // The protocol has no way to say why a context is not there.
+            Err(error) => {
+                let text = format!("{}: no context {}: {error}", self.name, shown(name));
+                self.catalog.note(&text);
+                None
+            }
+        }
+    }
+}
+
+/// What changed between two disks, both of which are held as long as the client is connected.
+struct ChangedSince {
+    reader: Arc<DiskReader>,
+    before: Arc<OpenDisk>,
+}
+
+impl Context for ChangedSince {
+    fn status(&self, offset: u64, length: u64, extents: &mut Extents) -> Result<(), ExportError> {
+        let (mut at, end) = (offset, offset + length);
+        while at < end {
+            let found = self
+                .reader
+                .changes_since(&self.before.reader, DiskOffset(at), DiskOffset(end))
+                .map_err(|error| self.before.failed(&error))?;
+            for change in found {
+                let flags = if change.changed { CHANGED } else { 0 };
+                at = change.start.0 + change.len.0;
+                if !extents.push(change.len.0, flags) {
                     return Ok(());
                 }
             }

@@ -9,11 +9,13 @@
 //! storage only through the two traits below.
 
 mod build;
+mod diff;
 mod tree;
 
 use std::sync::Arc;
 
 pub(crate) use build::TreeBuilder;
+pub(crate) use diff::{Comparison, Found};
 pub(crate) use tree::{Tree, chunk};
 
 use crate::format::geometry::{ChunkSize, FanOut, height_for};

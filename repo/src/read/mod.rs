@@ -1,6 +1,9 @@
 //! Reading a disk of a point. Every byte is verified against its id before it is handed out.
 
+mod changes;
 mod copy;
+
+pub use changes::Change;
 
 use std::sync::Arc;
 
