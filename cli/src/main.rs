@@ -14,6 +14,7 @@ mod progress;
 mod restore;
 mod serve;
 mod signals;
+mod sizes;
 mod when;
 
 use std::process::ExitCode;

@@ -49,6 +49,11 @@ impl Reporter {
         self.bars.suspend(|| eprintln!("{text}"));
     }
 
+    /// Does what prints, with the bars out of the way.
+    pub(crate) fn aside<T>(&self, print: impl FnOnce() -> T) -> T {
+        self.bars.suspend(print)
+    }
+
     /// Starts the progress of one disk, with a line where there is no bar; `verb` is what happens
     /// to it, as in "vda: restoring".
     pub(crate) fn disk(&self, name: &str, verb: &str, len: ByteLen) -> DiskProgress {

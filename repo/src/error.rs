@@ -1,9 +1,11 @@
 //! What can go wrong in the engine, typed so that the program can tell the cases apart.
 
 use std::io;
+use std::ops::Range;
 use std::path::PathBuf;
 
-use crate::{PointId, SourceError};
+use crate::check::reason;
+use crate::{PointId, RawId, RecordKind, SourceError};
 
 /// Result of the engine's calls.
 pub type Result<T, E = Error> = std::result::Result<T, E>;
@@ -150,6 +152,19 @@ pub enum Error {
         what: String,
     },
 
+    /// A range of a disk cannot be read.
+    #[error(
+        "its bytes {start} to {end} cannot be read: {why}. `virtkeep restore --salvage` gives back all the rest"
+    )]
+    DiskDamage {
+        /// The first byte of the disk that is lost.
+        start: u64,
+        /// The first behind it that is not.
+        end: u64,
+        /// What is wrong with the repository.
+        why: String,
+    },
+
     /// The index is missing or damaged. Nothing is lost: it is a cache.
     #[error("the index {} cannot be used: {why}. Nothing is lost, it is only a cache: run `virtkeep repair` to build it anew", path.display())]
     Index {
@@ -194,6 +209,30 @@ impl Error {
             offset: None,
             source,
         }
+    }
+
+    /// That an id is in no pack.
+    pub(crate) fn missing(kind: RecordKind, id: RawId) -> Self {
+        Self::Missing {
+            what: format!("{} {id}", kind.name()),
+        }
+    }
+
+    /// That `range` of a disk cannot be read because of `error`.
+    pub(crate) fn disk_damage(range: Range<u64>, error: &Self) -> Self {
+        Self::DiskDamage {
+            start: range.start,
+            end: range.end,
+            why: reason(error),
+        }
+    }
+
+    /// Whether stored bytes are wrong, gone, or cannot be read: what other copies of them help against.
+    pub fn is_damage(&self) -> bool {
+        matches!(
+            self,
+            Self::Corrupt { .. } | Self::Missing { .. } | Self::Io { .. } | Self::DiskDamage { .. }
+        )
     }
 
     /// Whether the cause is that no space is left.

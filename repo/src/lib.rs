@@ -52,7 +52,7 @@ mod units;
 
 pub use backup::{Backup, PointDraft, StoredDisk};
 pub use cancel::Cancel;
-pub use check::{Affected, CheckOptions, CheckProgress, CheckReport};
+pub use check::{Affected, CheckOptions, CheckProgress, CheckReport, ReadData};
 pub use codec::Codec;
 pub use env::{Clock, Env, Random};
 pub use error::{Error, Result};
@@ -68,7 +68,7 @@ pub use point::{
     CaptureMode, Consistency, Disk, DiskStats, Domain, FileRole, Point, SourceKind, StoredFile,
 };
 pub use progress::{NoProgress, Progress};
-pub use read::{Change, DiskReader, DiskSink};
+pub use read::{Change, DiskReader, DiskSink, Loss};
 pub use repository::{
     InitOptions, OpenOptions, Parts, PointWatch, RebuildReport, Repository, Stats,
 };

@@ -17,13 +17,13 @@ use crate::config::Config;
 use crate::format;
 use crate::format::geometry::{ChunkSize, FanOut};
 use crate::format::point::POINT_BYTES_MAX;
-use crate::lease::{LeaseStore, Roots};
+use crate::lease::{LeaseStore, ReaderLease, Roots};
 use crate::pin::PinStore;
 use crate::storage::{Folder, ObjectName};
 use crate::store::Store;
 use crate::{
     Backup, ByteLen, Codec, Disk, DiskReader, DomainLock, DomainUuid, Error, LeaseId,
-    MaintenanceLock, Point, PointId, RepoId, Result, StoredFile,
+    MaintenanceLock, Point, PointId, RepoId, Result, RootId, StoredFile,
 };
 
 /// How `init` sets a repository up.
@@ -172,12 +172,28 @@ impl Repository {
 
     /// Opens a disk of a point, which may be forgotten, for reading.
     pub fn read_disk(&self, point: &Point, disk: &Disk) -> Result<DiskReader> {
+        let lease = self.lease_on(point.id, disk.root)?;
+        DiskReader::open(Arc::clone(&self.store), disk.root, lease).map_err(|error| {
+            match error.is_damage() {
+                true => Error::disk_damage(0..disk.size.0, &error),
+                false => error,
+            }
+        })
+    }
+
+    /// Opens a disk of a point to save what can be saved of it: [`DiskReader::copy_to`] hands zeroes
+    /// over where it cannot read, and [`DiskReader::losses`] tells where that was.
+    pub fn salvage_disk(&self, point: &Point, disk: &Disk) -> Result<DiskReader> {
+        let lease = self.lease_on(point.id, disk.root)?;
+        DiskReader::open_to_salvage(Arc::clone(&self.store), disk, lease)
+    }
+
+    fn lease_on(&self, point: PointId, disk: RootId) -> Result<Option<ReaderLease>> {
         let roots = Roots {
-            points: vec![point.id],
-            disks: vec![disk.root],
+            points: vec![point],
+            disks: vec![disk],
         };
-        let lease = self.reader_lease_if_space(point.id, roots)?;
-        DiskReader::open(Arc::clone(&self.store), disk.root, lease)
+        self.reader_lease_if_space(point, roots)
     }
 
     /// The content of a file kept with a point.

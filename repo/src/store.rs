@@ -64,13 +64,10 @@ impl Store {
 
     /// Where each record is; an id that is nowhere is an error.
     pub(crate) fn locate(&self, kind: RecordKind, ids: &[RawId]) -> Result<Vec<Location>> {
-        let missing = |id: &RawId| Error::Missing {
-            what: format!("{} {id}", kind.name()),
-        };
         let found = self.index.locate(ids)?;
         ids.iter()
             .zip(found)
-            .map(|(id, at)| at.ok_or_else(|| missing(id)))
+            .map(|(id, at)| at.ok_or_else(|| Error::missing(kind, *id)))
             .collect()
     }
 

@@ -1,18 +1,18 @@
 //! `virtkeep check`: is everything there that the points need, and is it what it should be?
 
 use std::fmt::Write as _;
-use std::ops::Range;
 use std::time::Instant;
 
 use anyhow::Result;
 use serde::Serialize;
-use virtkeep_repo::{Affected, CheckOptions, CheckReport};
+use virtkeep_repo::{ByteLen, CheckOptions, CheckReport, ReadData};
 
+use super::findings::Findings;
 use crate::context::Context;
 use crate::exit::Exit;
-use crate::output::{seconds, shown, size};
-use crate::progress::CheckBar;
+use crate::output::{seconds, size};
 use crate::signals;
+use crate::sizes::parse_bytes;
 
 /// Check that every point can be restored
 #[derive(clap::Args, Debug)]
@@ -20,44 +20,40 @@ use crate::signals;
 Examples:
   virtkeep check                     packs, index and the trees of all points
   virtkeep check --read-data         every stored byte as well
-  virtkeep check --read-data=10      every byte of a tenth of the packs
+  virtkeep check --read-data=10%     every byte of a tenth of the packs
+  virtkeep check --read-data=20GiB   every byte of so many packs
+
+A share goes on where the last one ended, so that ten checks of a tenth each
+have read everything.
 
 Damage is reported with the ranges of the disks it hits, and ends with exit
-code 4. Nothing is changed; backups may run meanwhile.")]
+code 4. Nothing is changed; everything else may go on meanwhile.")]
 pub(crate) struct Args {
-    /// Read and verify the packs too, or this share of them
+    /// Read and verify the packs too, or a share of them: a percentage or a size
     #[arg(
         long,
-        value_name = "PERCENT",
+        value_name = "SHARE",
         num_args = 0..=1,
         require_equals = true,
-        default_missing_value = "100",
-        value_parser = clap::value_parser!(u8).range(1..=100)
+        default_missing_value = "100%",
+        value_parser = parse_share
     )]
-    read_data: Option<u8>,
+    read_data: Option<ReadData>,
 }
 
-#[derive(Serialize)]
-struct DamageLine<'a> {
-    r#type: &'static str,
-    message: &'a str,
-}
-
-#[derive(Serialize)]
-struct AffectedLine<'a> {
-    r#type: &'static str,
-    point: String,
-    domain: Option<&'a str>,
-    uuid: Option<String>,
-    part: &'a str,
-    ranges: Vec<RangeLine>,
-    message: &'a str,
-}
-
-#[derive(Serialize)]
-struct RangeLine {
-    start: u64,
-    end: u64,
+/// `10%`, `20GiB`; a number alone is a percentage, as it always was.
+fn parse_share(text: &str) -> Result<ReadData, String> {
+    let number = text.strip_suffix('%').unwrap_or(text);
+    if number.len() < text.len() || number.bytes().all(|b| b.is_ascii_digit()) {
+        return match number.parse() {
+            Ok(percent @ 1..=100) => Ok(ReadData::Percent(percent)),
+            _ => Err("a percentage is from 1% to 100%".to_owned()),
+        };
+    }
+    match parse_bytes(text)? {
+        0 => Err("that would read nothing".to_owned()),
+        bytes => Ok(ReadData::Bytes(ByteLen(bytes))),
+    }
 }
 
 #[derive(Serialize)]
@@ -70,8 +66,9 @@ struct SummaryLine {
     packs_read: u64,
     bytes_read: u64,
     unindexed_bytes: u64,
+    wanted: u64,
     damage: usize,
-    affected: usize,
+    affected: u64,
     seconds: f64,
 }
 
@@ -80,14 +77,27 @@ pub(super) fn run(args: &Args, context: &Context) -> Result<Exit> {
     let repo = context.open_to_read()?;
     let cancel = signals::cancel_in_order("ending the check")?;
     let options = CheckOptions {
-        read_data_percent: args.read_data.unwrap_or(0),
+        read_data: args.read_data.unwrap_or_default(),
     };
-    let report = {
-        let bar = CheckBar::new(&context.reporter);
-        repo.check(options, &bar, &cancel)?
-    };
+    let findings = Findings::new(context, &cancel);
+    let report = repo.check(options, &findings, &cancel);
+    findings.end()?;
+    let report = report?;
     let took = started.elapsed().as_secs_f64();
-    print_json(&report, took, context)?;
+    context.output.json(&SummaryLine {
+        r#type: "summary",
+        clean: report.is_clean(),
+        points: report.points,
+        disks: report.disks,
+        packs: report.packs,
+        packs_read: report.packs_read,
+        bytes_read: report.bytes_read,
+        unindexed_bytes: report.unindexed_bytes,
+        wanted: report.wanted,
+        damage: report.damage.len(),
+        affected: report.affected,
+        seconds: (took * 1000.0).round() / 1000.0,
+    })?;
     context.output.text(&text(&report, took))?;
     Ok(if report.is_clean() {
         Exit::Done
@@ -97,15 +107,7 @@ pub(super) fn run(args: &Args, context: &Context) -> Result<Exit> {
 }
 
 fn text(report: &CheckReport, took: f64) -> String {
-    let mut text = String::new();
-    for damage in &report.damage {
-        let _ = writeln!(text, "damage: {}", shown(damage));
-    }
-    for affected in &report.affected {
-        let _ = writeln!(text, "{}", describe(affected));
-    }
-    let _ = write!(
-        text,
+    let mut text = format!(
         "checked {} points with {} disks, and {} packs",
         report.points, report.disks, report.packs
     );
@@ -118,69 +120,39 @@ fn text(report: &CheckReport, took: f64) -> String {
         let bytes = size(report.unindexed_bytes);
         let _ = write!(text, "\n{bytes} are left of interrupted backups: no damage");
     }
-    text.push_str(match (report.is_clean(), &report.affected[..]) {
+    if report.wanted > 0 {
+        let _ = write!(
+            text,
+            "\n{} damaged records wait for a backup that meets their content again",
+            report.wanted
+        );
+    }
+    text.push_str(match (report.is_clean(), report.affected) {
         (true, _) => "\nno damage found",
-        (false, []) => "\ndamage found; no point is affected",
-        (false, _) => "\ndamage found: the parts named above cannot be restored whole",
+        (false, 0) => "\ndamage found; no point is affected",
+        (false, _) => {
+            "\ndamage found: the parts named above cannot be restored whole; run `virtkeep repair`"
+        }
     });
     text
 }
 
-fn describe(affected: &Affected) -> String {
-    let domain = affected.domain.as_ref();
-    let domain = domain.map_or_else(String::new, |domain| format!("{} ", shown(&domain.name)));
-    let mut text = format!("{domain}{}: {}", affected.point, shown(&affected.part));
-    const FEW: usize = 5;
-    for (n, range) in affected.ranges.iter().take(FEW).enumerate() {
-        let Range { start, end } = range;
-        let before = if n == 0 { " at" } else { "," };
-        let _ = write!(text, "{before} {start:#x}-{end:#x}");
-    }
-    if affected.ranges.len() > FEW {
-        let _ = write!(text, " and {} more", affected.ranges.len() - FEW);
-    }
-    format!("{text}: {}", shown(&affected.why))
-}
+#[cfg(test)]
+mod tests {
+    use super::*;
 
-fn print_json(report: &CheckReport, took: f64, context: &Context) -> Result<()> {
-    let output = context.output;
-    for message in &report.damage {
-        output.json(&DamageLine {
-            r#type: "damage",
-            message,
-        })?;
+    #[test]
+    fn a_share_is_a_percentage_or_a_size() {
+        for (text, share) in [
+            ("10%", ReadData::Percent(10)),
+            ("10", ReadData::Percent(10)),
+            ("100%", ReadData::ALL),
+            ("20GiB", ReadData::Bytes(ByteLen(20 << 30))),
+        ] {
+            assert_eq!(parse_share(text), Ok(share));
+        }
+        for text in ["0", "0%", "101%", "-1%", "1.5%", "%", "0GiB", "lots"] {
+            assert!(parse_share(text).is_err(), "{text}");
+        }
     }
-    for affected in &report.affected {
-        let domain = affected.domain.as_ref();
-        output.json(&AffectedLine {
-            r#type: "affected",
-            point: affected.point.to_string(),
-            domain: domain.map(|domain| domain.name.as_str()),
-            uuid: domain.map(|domain| domain.uuid.to_string()),
-            part: &affected.part,
-            ranges: affected
-                .ranges
-                .iter()
-                .map(|range| RangeLine {
-                    start: range.start,
-                    end: range.end,
-                })
-                .collect(),
-            message: &affected.why,
-        })?;
-    }
-    output.json(&SummaryLine {
-        r#type: "summary",
-        clean: report.is_clean(),
-        points: report.points,
-        disks: report.disks,
-        packs: report.packs,
-        packs_read: report.packs_read,
-        bytes_read: report.bytes_read,
-        unindexed_bytes: report.unindexed_bytes,
-        damage: report.damage.len(),
-        affected: report.affected.len(),
-        seconds: (took * 1000.0).round() / 1000.0,
-    })?;
-    Ok(())
 }

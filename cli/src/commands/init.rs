@@ -7,6 +7,7 @@ use virtkeep_repo::{ByteLen, Codec, Env, InitOptions, Repository};
 use crate::context::Context;
 use crate::exit::Exit;
 use crate::output::{shown, size};
+use crate::sizes::parse_bytes;
 
 /// Make a new, empty repository
 #[derive(clap::Args, Debug)]
@@ -67,25 +68,12 @@ fn parse_codec(text: &str) -> Result<Codec, String> {
     text.parse::<Codec>().map_err(|error| error.to_string())
 }
 
-/// `65536`, `64K`, `64KiB`, `1MiB`.
 fn parse_size(text: &str) -> Result<ByteLen, String> {
-    let digits = text.bytes().take_while(u8::is_ascii_digit).count();
-    let (number, unit) = text.split_at(digits);
-    let factor: u64 = match unit.trim_start().to_ascii_lowercase().as_str() {
-        "" | "b" => 1,
-        "k" | "kib" => 1 << 10,
-        "m" | "mib" => 1 << 20,
-        _ => return Err("write a size like 64KiB or 1MiB".to_owned()),
-    };
-    let bytes = number
-        .parse::<u64>()
-        .ok()
-        .and_then(|n| n.checked_mul(factor));
-    match bytes {
-        Some(bytes) if bytes.is_power_of_two() && (4 << 10..=4 << 20).contains(&bytes) => {
-            Ok(ByteLen(bytes))
-        }
-        _ => Err("it must be a power of two from 4KiB to 4MiB".to_owned()),
+    let bytes = parse_bytes(text)?;
+    if bytes.is_power_of_two() && (4 << 10..=4 << 20).contains(&bytes) {
+        Ok(ByteLen(bytes))
+    } else {
+        Err("it must be a power of two from 4KiB to 4MiB".to_owned())
     }
 }
 

@@ -4,6 +4,7 @@ mod backup;
 mod check;
 mod completions;
 mod diff;
+mod findings;
 mod init;
 mod list;
 mod release;

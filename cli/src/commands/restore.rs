@@ -6,7 +6,7 @@ use std::time::Instant;
 
 use anyhow::{Context as _, Result, bail};
 use serde::Serialize;
-use virtkeep_repo::{Disk, FileRole, Point, Repository};
+use virtkeep_repo::{Disk, DiskReader, FileRole, Loss, Point, Repository};
 
 use crate::context::Context;
 use crate::define::{As, Defined, Definer};
@@ -33,6 +33,10 @@ Examples:
   virtkeep restore web1@latest --to /vms/copy --define --name copy --start
   virtkeep restore web1@latest --disk vda --to - | ssh host 'cat > vda.raw'
   virtkeep restore web1@latest --disk vda --onto /dev/vg/web1
+  virtkeep restore web1@latest --to /restore/web1 --salvage
+
+Damage ends a restore with exit code 4, the disk and the range of bytes that is
+hit; --salvage restores all the rest.
 
 A clone (--name) can run beside the original: it gets a new uuid and new MAC
 addresses, its network links are down unless --network is given, what the
@@ -65,6 +69,11 @@ pub(crate) struct Args {
     /// Replace files that exist
     #[arg(long, conflicts_with = "onto")]
     force: bool,
+
+    /// Go on where stored bytes are damaged: put zeroes there, list the ranges, and end with exit
+    /// code 3
+    #[arg(long)]
+    salvage: bool,
 
     /// Overwrite the device or export without asking
     #[arg(long, requires = "onto")]
@@ -100,6 +109,7 @@ struct Line<'a> {
     time: String,
     disks: Vec<DiskLine<'a>>,
     files: Vec<FileLine<'a>>,
+    lost_files: Vec<LostFileLine<'a>>,
     defined: Option<DefinedLine<'a>>,
     seconds: f64,
 }
@@ -110,6 +120,32 @@ struct DiskLine<'a> {
     to: &'a str,
     format: &'static str,
     size_bytes: u64,
+    lost: Vec<LossLine<'a>>,
+}
+
+#[derive(Serialize)]
+struct LossLine<'a> {
+    start: u64,
+    end: u64,
+    message: &'a str,
+}
+
+#[derive(Serialize)]
+struct LostFileLine<'a> {
+    role: FileRole,
+    name: &'a str,
+    message: &'a str,
+}
+
+impl<'a> LossLine<'a> {
+    fn all(losses: &'a [Loss]) -> Vec<Self> {
+        let line = |loss: &'a Loss| Self {
+            start: loss.range.start,
+            end: loss.range.end,
+            message: &loss.why,
+        };
+        losses.iter().map(line).collect()
+    }
 }
 
 #[derive(Serialize)]
@@ -199,6 +235,11 @@ fn choose_disks<'a>(
         .collect())
 }
 
+/// What a restore that came to its end is worth.
+fn exit(whole: bool) -> Exit {
+    if whole { Exit::Done } else { Exit::Partly }
+}
+
 struct Restore<'a> {
     args: &'a Args,
     context: &'a Context,
@@ -233,7 +274,7 @@ impl Restore<'_> {
         let disk = self.one_disk()?;
         self.announce();
         let cancel = signals::cancel_in_order(CLEANING)?;
-        let reader = self.repo.read_disk(self.point, disk)?;
+        let reader = self.open(disk)?;
         let progress = self
             .context
             .reporter
@@ -242,7 +283,27 @@ impl Restore<'_> {
         let mut out = std::fs::File::from(rustix::io::dup(std::io::stdout())?);
         stream::write_to(&mut out, &reader, &progress, &cancel)
             .with_context(|| format!("cannot restore {}", shown(&disk.target)))?;
-        Ok(Exit::Done)
+        drop(progress);
+        let losses = reader.losses();
+        self.tell_losses(&disk.target, &losses);
+        Ok(exit(losses.is_empty()))
+    }
+
+    fn open(&self, disk: &Disk) -> Result<DiskReader> {
+        crate::restore::open(self.repo, self.point, disk, self.args.salvage)
+            .with_context(|| format!("cannot restore {}", shown(&disk.target)))
+    }
+
+    /// Lists what was lost of a disk, on standard error.
+    fn tell_losses(&self, target: &str, losses: &[Loss]) {
+        for Loss { range, why } in losses {
+            self.context.reporter.note(&format!(
+                "{target}: bytes {} to {} ({}) are lost, and zero now: {why}",
+                range.start,
+                range.end,
+                size(range.end - range.start)
+            ));
+        }
     }
 
     fn onto(&self, name: &str) -> Result<Exit> {
@@ -268,7 +329,7 @@ impl Restore<'_> {
         onto::confirm(name, &mut target, &what, self.args.yes)?;
         let behind = target.size() - disk.size.0;
         let cancel = signals::cancel_in_order("ending the restore; the target is incomplete")?;
-        let reader = self.repo.read_disk(self.point, disk)?;
+        let reader = self.open(disk)?;
         {
             let reporter = &self.context.reporter;
             let progress = reporter.disk(&disk.target, "restoring", reader.size());
@@ -289,14 +350,17 @@ impl Restore<'_> {
             );
             self.context.reporter.note(&note);
         }
+        let losses = reader.losses();
+        self.tell_losses(&disk.target, &losses);
         let disks = vec![DiskLine {
             target: &disk.target,
             to: name,
             format: "raw",
             size_bytes: disk.size.0,
+            lost: LossLine::all(&losses),
         }];
-        self.report(disks, Vec::new(), None)?;
-        Ok(Exit::Done)
+        self.report(disks, Vec::new(), Vec::new(), None)?;
+        Ok(exit(losses.is_empty()))
     }
 
     fn to_directory(&self, dir: &Path) -> Result<Exit> {
@@ -313,8 +377,16 @@ impl Restore<'_> {
             } else {
                 Existing::Keep
             },
+            salvage: self.args.salvage,
         }
         .run(dir, &self.context.reporter, &cancel)?;
+        for disk in &restored.disks {
+            self.tell_losses(&disk.target, &disk.lost);
+        }
+        for (_, name, why) in &restored.lost_files {
+            let note = format!("the file {name} is lost, and left out: {why}");
+            self.context.reporter.note(&note);
+        }
         let defined = match definer {
             Some(definer) => Some(self.define(&definer, &restored)?),
             None => None,
@@ -333,13 +405,28 @@ impl Restore<'_> {
                 to: path,
                 format: disk.format.name(),
                 size_bytes: disk.size_bytes,
+                lost: LossLine::all(&disk.lost),
             });
         let files = restored.files.iter().map(|file| FileLine {
             role: file.role,
             to: &file.path,
         });
-        self.report(disks.collect(), files.collect(), defined.as_ref())?;
-        Ok(Exit::Done)
+        let lost_files = restored.lost_files.iter();
+        let lost_files = lost_files
+            .map(|(role, name, message)| LostFileLine {
+                role: *role,
+                name,
+                message,
+            })
+            .collect();
+        self.report(
+            disks.collect(),
+            files.collect(),
+            lost_files,
+            defined.as_ref(),
+        )?;
+        let whole = restored.disks.iter().all(|disk| disk.lost.is_empty());
+        Ok(exit(whole && restored.lost_files.is_empty()))
     }
 
     /// Whoever is to define the domain, once it is clear that it can.
@@ -372,6 +459,7 @@ impl Restore<'_> {
         &self,
         disks: Vec<DiskLine<'_>>,
         files: Vec<FileLine<'_>>,
+        lost_files: Vec<LostFileLine<'_>>,
         defined: Option<&Defined>,
     ) -> Result<()> {
         let took = self.started.elapsed().as_secs_f64();
@@ -402,6 +490,7 @@ impl Restore<'_> {
             time: crate::when::rfc3339(self.point.time),
             disks,
             files,
+            lost_files,
             defined: defined.map(|defined| DefinedLine {
                 name: &defined.name,
                 uuid: &defined.uuid,

@@ -9,7 +9,7 @@ use std::os::unix::fs::PermissionsExt;
 use std::path::{Path, PathBuf};
 
 use anyhow::{Context, Result};
-use virtkeep_repo::{Cancel, Disk, FileRole, Point, Repository};
+use virtkeep_repo::{Cancel, Disk, FileRole, Loss, Point, Repository};
 
 use super::copy;
 use super::file_names;
@@ -55,6 +55,8 @@ pub(crate) struct DirectoryRestore<'a> {
     pub(crate) format: Format,
     /// What happens to files that are there already.
     pub(crate) existing: Existing,
+    /// Restore what can be restored, with zeroes for the rest.
+    pub(crate) salvage: bool,
 }
 
 /// What was restored, under absolute paths.
@@ -66,6 +68,8 @@ pub(crate) struct Restored {
     pub(crate) disks: Vec<RestoredImage>,
     /// All other files.
     pub(crate) files: Vec<RestoredFile>,
+    /// Files that cannot be read and were left out: role, name and why.
+    pub(crate) lost_files: Vec<(FileRole, String, String)>,
 }
 
 /// An image file.
@@ -79,6 +83,8 @@ pub(crate) struct RestoredImage {
     pub(crate) format: Format,
     /// Size of the disk.
     pub(crate) size_bytes: u64,
+    /// What of it is zero because it cannot be read.
+    pub(crate) lost: Vec<Loss>,
 }
 
 /// A file that was kept with the point.
@@ -118,10 +124,12 @@ impl DirectoryRestore<'_> {
             directory: dir.to_owned(),
             disks: Vec::new(),
             files: Vec::new(),
+            lost_files: Vec::new(),
         };
         for (disk, path) in self.disks.iter().zip(places.disks) {
             let file = StagedFile::create(path.clone())?;
-            self.fill(disk, &file, reporter, cancel)
+            let lost = self
+                .fill(disk, &file, reporter, cancel)
                 .with_context(|| format!("cannot restore {} to {}", disk.target, path.display()))?;
             staged.push(file);
             restored.disks.push(RestoredImage {
@@ -129,16 +137,21 @@ impl DirectoryRestore<'_> {
                 path,
                 format: self.format,
                 size_bytes: disk.size.0,
+                lost,
             });
         }
         for (stored, path) in self.point.files.iter().zip(places.files) {
             let Some(path) = path else {
                 continue;
             };
-            let content = self
-                .repo
-                .read_file(stored)
-                .with_context(|| format!("cannot restore {}", path.display()))?;
+            let content = match self.repo.read_file(stored) {
+                Err(error) if self.salvage && error.is_damage() => {
+                    let lost = (stored.role, stored.name.clone(), error.to_string());
+                    restored.lost_files.push(lost);
+                    continue;
+                }
+                content => content.with_context(|| format!("cannot restore {}", path.display()))?,
+            };
             let file = StagedFile::with_content(path.clone(), &content)?;
             if stored.role == FileRole::Loader {
                 // libvirt gives all the other files to QEMU's user, but not the firmware.
@@ -201,8 +214,8 @@ impl DirectoryRestore<'_> {
         staged: &StagedFile,
         reporter: &Reporter,
         cancel: &Cancel,
-    ) -> Result<()> {
-        let reader = self.repo.read_disk(self.point, disk)?;
+    ) -> Result<Vec<Loss>> {
+        let reader = super::open(self.repo, self.point, disk, self.salvage)?;
         let progress = reporter.disk(&disk.target, "restoring", reader.size());
         match self.format {
             Format::Raw => {
@@ -216,7 +229,7 @@ impl DirectoryRestore<'_> {
                 image.finish()?;
             }
         }
-        Ok(())
+        Ok(reader.losses())
     }
 }
 

@@ -11,7 +11,23 @@ pub(crate) mod staging;
 pub(crate) mod stream;
 mod target_device;
 
-use virtkeep_repo::{Cancel, DiskOffset, DiskReader, DiskSink, Error, Progress};
+use virtkeep_repo::{
+    Cancel, Disk, DiskOffset, DiskReader, DiskSink, Error, Point, Progress, Repository,
+};
+
+/// Opens a disk to restore it whole, or to salvage what can be read of it.
+pub(crate) fn open(
+    repo: &Repository,
+    point: &Point,
+    disk: &Disk,
+    salvage: bool,
+) -> Result<DiskReader, Error> {
+    if salvage {
+        repo.salvage_disk(point, disk)
+    } else {
+        repo.read_disk(point, disk)
+    }
+}
 
 /// Hands the whole disk to `sink`.
 fn copy(

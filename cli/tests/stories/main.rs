@@ -12,6 +12,7 @@ mod interrupted;
 mod listing;
 mod onto;
 mod repair;
+mod salvage;
 mod serve;
 mod stream;
 mod world;

@@ -142,6 +142,24 @@ impl World {
         }
     }
 
+    /// Flips a bit where `content`, which does not compress, is kept.
+    pub(crate) fn damage_where(&self, content: &[u8]) {
+        let dirs = std::fs::read_dir(self.path("repo/packs")).unwrap();
+        for dir in dirs.map(|entry| entry.unwrap().path()) {
+            for pack in std::fs::read_dir(dir).unwrap() {
+                let pack = pack.unwrap().path();
+                let mut bytes = std::fs::read(&pack).unwrap();
+                let mut windows = bytes.windows(content.len());
+                if let Some(at) = windows.position(|window| window == content) {
+                    bytes[at + content.len() / 2] ^= 1;
+                    std::fs::write(&pack, bytes).unwrap();
+                    return;
+                }
+            }
+        }
+        panic!("that is in no pack");
+    }
+
     /// Puts a point into the repository.
     pub(crate) fn add(&self, domain: TestDomain<'_>) -> Point {
         let options = OpenOptions::default();

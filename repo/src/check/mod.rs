@@ -1,12 +1,19 @@
 //! Checking a repository: is everything there that the points need, and is it what it should be?
 //!
-//! First the packs: present, whole, and known to the index; with `read_data` every record is read
-//! and verified. Then the points: every disk is walked down to the places of its chunks. Damage to a
-//! pack that no point needs is reported, but hurts nobody; what a damaged record means for points is
-//! told as ranges of their disks.
+//! First the packs: present, whole, and known to the index; with [`ReadData`] every byte of them is
+//! read and verified. Then the points: every disk is walked down to the places of its chunks. Damage
+//! to a pack that no point needs is reported, but hurts nobody; what a damaged record means for
+//! points is told as ranges of their disks.
+//!
+//! Others go on working meanwhile. Points are listed first, so that all they need is durable and
+//! indexed from then on; what looks like damage is only told when the pack is still counted on, and
+//! the point still there, after it was seen. Memory is bounded: what is found is handed to the
+//! caller as it is found, and only packs are remembered.
 
 mod packs;
 mod points;
+mod share;
+mod sound;
 
 use std::collections::HashMap;
 use std::ops::Range;
@@ -14,16 +21,19 @@ use std::ops::Range;
 use packs::PackHealth;
 pub(crate) use packs::reason;
 use points::PointWalk;
+pub use share::ReadData;
 
 use crate::storage::{Folder, ObjectName};
-use crate::{Cancel, Domain, Error, PackId, PointId, Repository, Result};
+use crate::{
+    Cancel, Domain, DomainUuid, Error, PackId, PointId, RawId, Repository, Result, UnixMillis,
+};
 
 /// How thorough a check is.
 #[derive(Clone, Copy, Debug, Default)]
 pub struct CheckOptions {
-    /// Read and verify this share of the packs, in percent: 0 looks at tables and sizes only.
-    /// Manifest nodes are verified in any case.
-    pub read_data_percent: u8,
+    /// How much of the packs is read and verified. Tables and sizes are looked at, and manifest
+    /// nodes verified, in any case.
+    pub read_data: ReadData,
 }
 
 /// What a check looked at and found.
@@ -41,10 +51,13 @@ pub struct CheckReport {
     pub bytes_read: u64,
     /// Bytes in packs that the index does not name: left by killed runs, no damage.
     pub unindexed_bytes: u64,
-    /// What is wrong with packs and index.
+    /// Ids that were found damaged by `repair` and have not been stored anew since.
+    pub wanted: u64,
+    /// What is wrong with packs and index: a few lines per pack at most.
     pub damage: Vec<String>,
-    /// What that means for points.
-    pub affected: Vec<Affected>,
+    /// How many parts of points cannot be restored whole; each was told to
+    /// [`CheckProgress::affected`].
+    pub affected: u64,
 }
 
 /// A disk or file of a point that cannot be restored whole.
@@ -56,13 +69,14 @@ pub struct Affected {
     pub domain: Option<Domain>,
     /// The target of the disk, or the name of the file.
     pub part: String,
-    /// The bytes of the disk that are lost; empty where it is all of it, or a file.
+    /// The bytes of the disk that are lost, in order; empty where it is all of it, or a file. A disk
+    /// with very many ranges comes in several parts.
     pub ranges: Vec<Range<u64>>,
-    /// Why.
+    /// Why, for the first of them.
     pub why: String,
 }
 
-/// Hears how a check or the rebuilding of the index advances. Called from several threads.
+/// Hears how a check or a repair advances. Called from several threads.
 pub trait CheckProgress: Sync {
     /// There are this many packs to look at.
     fn packs(&self, count: u64);
@@ -72,53 +86,103 @@ pub trait CheckProgress: Sync {
     fn points(&self, count: u64);
     /// One more was walked.
     fn point_done(&self);
+    /// This is wrong with packs or index.
+    fn damage(&self, _what: &str) {}
+    /// This cannot be restored whole.
+    fn affected(&self, _part: &Affected) {}
 }
 
 impl CheckReport {
     /// Whether everything that was looked at is as it should be.
     pub fn is_clean(&self) -> bool {
-        self.damage.is_empty() && self.affected.is_empty()
+        self.damage.is_empty() && self.affected == 0
     }
 }
 
 impl Repository {
-    /// Checks the repository. Damage is not an error but the report's content. Backups may run
-    /// meanwhile; what they add is not looked at.
+    /// Checks the repository. Damage is not an error but the report's content. Everything else may
+    /// go on meanwhile; what is added is not looked at.
     pub fn check(
         &self,
         options: CheckOptions,
         progress: &dyn CheckProgress,
         cancel: &Cancel,
     ) -> Result<CheckReport> {
-        let mut report = CheckReport::default();
         // The points come first: whatever they need is durable and indexed from then on.
-        let points = self.store().storage.list(Folder::Points)?;
-        let health = packs::check(self, options, progress, cancel, &mut report)?;
+        let points = self.points_in_order()?;
+        let packs = packs::check(self, options.read_data, progress, cancel)?;
+        let mut report = packs.report;
+        report.damage.iter().for_each(|what| progress.damage(what));
+        self.check_points(
+            &points,
+            &packs.health,
+            progress,
+            cancel,
+            &mut report,
+            &mut |_| Ok(()),
+        )?;
+        report.wanted = self.wanted()?;
+        Ok(report)
+    }
+
+    /// How many ids that `repair` found damaged have not been stored anew since.
+    pub fn wanted(&self) -> Result<u64> {
+        self.store().index.read(|view| view.wanted_count())
+    }
+
+    /// Walks the points; `lost` hears of every id that one of them needs and that cannot be had.
+    pub(crate) fn check_points(
+        &self,
+        points: &[PointId],
+        health: &Health,
+        progress: &dyn CheckProgress,
+        cancel: &Cancel,
+        report: &mut CheckReport,
+        lost: &mut dyn FnMut(RawId) -> Result<()>,
+    ) -> Result<()> {
         progress.points(points.len() as u64);
-        let mut walk = PointWalk::new(self, &health);
-        for name in points {
+        let mut walk = PointWalk::new(self, health, cancel, progress, lost);
+        for id in points {
             cancel.check()?;
-            let ObjectName::Point(id) = name else {
-                continue;
-            };
-            match self.point(id) {
-                Ok(point) => walk.point(&point, &mut report)?,
+            match self.point(*id) {
+                Ok(point) => {
+                    report.points += 1;
+                    report.disks += point.disks.len() as u64;
+                    walk.point(&point)?;
+                }
                 // Forgotten meanwhile.
                 Err(Error::NoSuchPoint { .. }) => {}
-                Err(error @ Error::Corrupt { .. }) => report.affected.push(Affected {
-                    point: id,
-                    domain: None,
-                    part: "point record".to_owned(),
-                    ranges: Vec::new(),
-                    why: error.to_string(),
-                }),
+                Err(error @ (Error::Corrupt { .. } | Error::Io { .. })) => {
+                    report.affected += 1;
+                    progress.affected(&Affected {
+                        point: *id,
+                        domain: None,
+                        part: "point record".to_owned(),
+                        ranges: Vec::new(),
+                        why: reason(&error),
+                    });
+                }
                 Err(error) => return Err(error),
             }
             progress.point_done();
         }
-        Ok(report)
+        report.affected += walk.told;
+        Ok(())
+    }
+
+    /// All points, those of one domain together and by time: neighbours share most of their trees.
+    pub(crate) fn points_in_order(&self) -> Result<Vec<PointId>> {
+        let mut order: Vec<(Option<(DomainUuid, UnixMillis)>, PointId)> = Vec::new();
+        for name in self.store().storage.list(Folder::Points)? {
+            if let ObjectName::Point(id) = name {
+                let point = self.point(id).ok();
+                order.push((point.map(|point| (point.domain.uuid, point.time)), id));
+            }
+        }
+        order.sort_unstable();
+        Ok(order.into_iter().map(|(_, id)| id).collect())
     }
 }
 
 /// What is known of the packs that the index names.
-type Health = HashMap<PackId, PackHealth>;
+pub(crate) type Health = HashMap<PackId, PackHealth>;

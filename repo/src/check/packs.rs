@@ -1,4 +1,4 @@
-//! Looking at packs: their sizes and tables, on demand every record, and whether the index has them.
+//! Looking at packs: their sizes and tables, on demand every byte, and whether the index has them.
 
 use std::collections::HashSet;
 use std::sync::Mutex;
@@ -6,35 +6,49 @@ use std::sync::atomic::{AtomicU64, Ordering};
 
 use rayon::prelude::*;
 
-use super::{CheckOptions, CheckProgress, CheckReport, Health};
-use crate::format::pack::{FinishedPack, read_table, verify_pack};
+use super::share::choose;
+use super::{CheckProgress, CheckReport, Health, ReadData};
+use crate::format::inspect::inspect;
+use crate::format::pack::{FinishedPack, read_table};
 use crate::format::walk::{Found, walk};
 use crate::index::{Location, PackRow, PackState};
 use crate::storage::{Folder, ObjectName};
 use crate::store::Store;
 use crate::sync::{into_inner, lock};
-use crate::{Cancel, Error, PackId, RawId, Repository, Result};
+use crate::{Cancel, Error, MaintenanceLock, PackId, RawId, Repository, Result};
 
 /// What is known of a pack.
-pub(super) enum PackHealth {
+#[derive(Debug)]
+pub(crate) enum PackHealth {
     /// All of its first `bytes` bytes may be relied on, as far as was looked.
     Sound { bytes: u64 },
-    /// Only the records at these offsets are good.
-    Damaged { good: HashSet<u32> },
+    /// Only the records at these offsets, in order, are good.
+    Damaged { good: Box<[u32]> },
 }
 
 impl PackHealth {
     /// Whether the record there can be relied on.
-    pub(super) fn holds(&self, location: Location) -> bool {
+    pub(crate) fn holds(&self, location: Location) -> bool {
         match self {
             Self::Sound { bytes } => u64::from(location.offset) + u64::from(location.len) <= *bytes,
-            Self::Damaged { good } => good.contains(&location.offset),
+            Self::Damaged { good } => good.binary_search(&location.offset).is_ok(),
         }
     }
 }
 
-/// What all threads add to.
-struct Findings {
+/// The packs, looked at.
+pub(crate) struct Packs {
+    /// What was found, as far as packs and index go.
+    pub(crate) report: CheckReport,
+    /// Which records can be relied on.
+    pub(crate) health: Health,
+}
+
+/// What all threads share.
+struct Look<'a> {
+    store: &'a Store,
+    /// The packs to be read in full.
+    chosen: HashSet<PackId>,
     damage: Mutex<Vec<String>>,
     health: Mutex<Health>,
     packs_read: AtomicU64,
@@ -44,32 +58,45 @@ struct Findings {
 }
 
 /// Looks at every pack, and says which records can be relied on.
-pub(super) fn check(
+pub(crate) fn check(
     repo: &Repository,
-    options: CheckOptions,
+    read: ReadData,
     progress: &dyn CheckProgress,
     cancel: &Cancel,
-    report: &mut CheckReport,
-) -> Result<Health> {
+) -> Result<Packs> {
     let store = &**repo.store();
-    // Counted before the packs are listed: what a backup adds from here on shows as a change.
-    let entries = store.index.stats()?.entries;
+    // Before the packs are listed: what others add from here on shows as a change.
+    let before = store.index.read(|view| view.changes())?;
     let rows = store.index.packs()?;
+    let chosen = choose(&rows, read, repo.checked_until()?);
     progress.packs(rows.len() as u64);
-    let findings = Findings {
+    let look = Look {
+        store,
+        chosen: chosen.iter().copied().collect(),
         damage: Mutex::default(),
         health: Mutex::default(),
         packs_read: AtomicU64::new(0),
         bytes_read: AtomicU64::new(0),
         confirmed: AtomicU64::new(0),
     };
-    rows.par_iter().enumerate().try_for_each(|(number, row)| {
+    rows.par_iter().try_for_each(|row| {
         cancel.check()?;
-        let read = is_in_share(number, options.read_data_percent);
-        let bytes = findings.look_at(store, row, read)?;
+        let bytes = look.at(row)?;
         progress.pack_done(bytes);
         Ok::<_, Error>(())
     })?;
+    if let Some(last) = chosen.last() {
+        repo.remember_checked(*last);
+    }
+    look.compare_totals(repo, before)?;
+    let mut report = CheckReport {
+        packs: rows.len() as u64,
+        packs_read: look.packs_read.into_inner(),
+        bytes_read: look.bytes_read.into_inner(),
+        damage: into_inner(look.damage),
+        ..CheckReport::default()
+    };
+    report.damage.sort_unstable();
     let named: HashSet<PackId> = rows.iter().map(|row| row.id).collect();
     for name in store.storage.list(Folder::Packs)? {
         if let ObjectName::Pack(id) = name
@@ -78,78 +105,123 @@ pub(super) fn check(
             report.unindexed_bytes += store.storage.len(&name)?.unwrap_or(0);
         }
     }
-    findings.compare_totals(entries, store)?;
-    report.packs = rows.len() as u64;
-    report.packs_read = findings.packs_read.into_inner();
-    report.bytes_read = findings.bytes_read.into_inner();
-    report.damage = into_inner(findings.damage);
-    report.damage.sort();
-    Ok(into_inner(findings.health))
+    let health = into_inner(look.health);
+    Ok(Packs { report, health })
 }
 
-/// Spreads `percent` of all packs evenly.
-fn is_in_share(number: usize, percent: u8) -> bool {
-    let percent = usize::from(percent.min(100));
-    (number + 1) * percent / 100 > number * percent / 100
+impl Repository {
+    /// Where the last check of a share ended; anywhere if there was none.
+    fn checked_until(&self) -> Result<PackId> {
+        let store = self.store();
+        let remembered = store.index.read(|view| view.checked_until())?;
+        Ok(remembered.unwrap_or_else(|| PackId::from_bytes(store.env.random_bytes())))
+    }
+
+    /// A courtesy to the next check: where nothing can be written it begins anywhere.
+    fn remember_checked(&self, pack: PackId) {
+        if !self.lockless {
+            let index = &self.store().index;
+            index.write(|edit| edit.set_checked_until(pack)).ok();
+        }
+    }
 }
 
-impl Findings {
+/// Whether what a pack holds is counted on. Of one that is about to be deleted nothing is damage:
+/// nobody needs it any more, or the points that do will tell.
+fn is_counted_on(state: PackState) -> bool {
+    matches!(state, PackState::Entering | PackState::Live)
+}
+
+impl Look<'_> {
     /// Looks at one pack; the answer is how much of it was read.
-    fn look_at(&self, store: &Store, row: &PackRow, read: bool) -> Result<u64> {
+    fn at(&self, row: &PackRow) -> Result<u64> {
         let id = row.id;
-        let Some(bytes) = store.storage.len(&ObjectName::Pack(id))? else {
-            // Pruned since the rows were read, or lost.
-            if store.index.packs()?.iter().any(|row| row.id == id) {
-                self.damaged(format!("pack {id} is missing"), id, HashSet::new());
+        let name = ObjectName::Pack(id);
+        let bytes = match self.store.storage.len(&name) {
+            Ok(Some(bytes)) => bytes,
+            Ok(None) => {
+                self.damaged(id, format!("pack {id} is missing"), Vec::new())?;
+                return Ok(0);
             }
-            return Ok(0);
+            Err(error @ Error::Io { .. }) => {
+                self.damaged(id, reason(&error), Vec::new())?;
+                return Ok(0);
+            }
+            Err(error) => return Err(error),
         };
         if bytes != row.bytes {
             let what = format!("pack {id} has {bytes} bytes instead of {}", row.bytes);
-            self.damaged(what, id, good_records(store, id)?);
+            self.damaged(id, what, good_records(self.store, id)?)?;
             return Ok(bytes);
         }
-        let table = if read {
-            self.packs_read.fetch_add(1, Ordering::Relaxed);
-            self.bytes_read.fetch_add(bytes, Ordering::Relaxed);
-            verify_pack(&*store.storage, id, &store.keys)
-        } else {
-            read_table(&*store.storage, id, &store.keys)
-        };
-        match table {
+        let read = self.chosen.contains(&id);
+        let pack = if read { self.read(id) } else { self.table(id) };
+        match pack {
+            Ok(pack) => self.compare_with_index(&pack)?,
             // A medium that cannot be read any more is damage like any other.
             Err(error @ (Error::Corrupt { .. } | Error::Io { .. })) => {
-                self.damaged(reason(&error), id, good_records(store, id)?);
-                return Ok(bytes);
+                self.damaged(id, reason(&error), good_records(self.store, id)?)?;
             }
-            table => self.compare_with_index(store, &table?, row.state)?,
-        }
-        // The checksum of the whole pack proves the bytes; records are verified one by one as well,
-        // since the checksum may have been made over bytes that were wrong already.
-        if read {
-            let good = good_records(store, id)?;
-            if good.len() != row.records as usize {
-                let bad = row.records as usize - good.len().min(row.records as usize);
-                self.damaged(format!("pack {id} has {bad} damaged records"), id, good);
-                return Ok(bytes);
+            Err(Error::Missing { .. }) => {
+                self.damaged(id, format!("pack {id} is missing"), Vec::new())?;
             }
+            Err(error) => return Err(error),
         }
-        self.note(id, PackHealth::Sound { bytes });
         Ok(if read { bytes } else { 0 })
+    }
+
+    fn table(&self, id: PackId) -> Result<FinishedPack> {
+        let pack = read_table(&*self.store.storage, id, &self.store.keys)?;
+        self.note(id, PackHealth::Sound { bytes: pack.bytes });
+        Ok(pack)
+    }
+
+    /// Reads all of a pack.
+    fn read(&self, id: PackId) -> Result<FinishedPack> {
+        let inspection = inspect(&*self.store.storage, id, &self.store.keys)?;
+        let pack = inspection.pack;
+        self.packs_read.fetch_add(1, Ordering::Relaxed);
+        self.bytes_read.fetch_add(pack.bytes, Ordering::Relaxed);
+        if !inspection.bad.is_empty() {
+            let bad: HashSet<u32> = inspection.bad.iter().map(|entry| entry.offset).collect();
+            let offsets = pack.entries.iter().map(|entry| entry.offset);
+            let good = offsets.filter(|offset| !bad.contains(offset)).collect();
+            let what = format!(
+                "pack {id} has {} damaged records of {}, the first at offset {}",
+                bad.len(),
+                pack.entries.len(),
+                inspection.bad[0].offset
+            );
+            self.damaged(id, what, good)?;
+        } else if !inspection.checksum_holds {
+            let what =
+                format!("the checksum of pack {id} is wrong, though all of its records are good");
+            let good = pack.entries.iter().map(|entry| entry.offset).collect();
+            self.damaged(id, what, good)?;
+        } else {
+            self.note(id, PackHealth::Sound { bytes: pack.bytes });
+        }
+        Ok(pack)
     }
 
     /// Everything that a pack holds must be found through the index, here or in another pack.
     /// Not all of one that was entering the index when its writer was killed: that is no damage, the
     /// next backup completes it.
-    fn compare_with_index(
-        &self,
-        store: &Store,
-        pack: &FinishedPack,
-        state: PackState,
-    ) -> Result<()> {
+    fn compare_with_index(&self, pack: &FinishedPack) -> Result<()> {
+        let (absent, confirmed) = self.found_by_index(pack)?;
+        self.confirmed.fetch_add(confirmed, Ordering::Relaxed);
+        if absent > 0 && self.state(pack.id)? == Some(PackState::Live) {
+            let what = format!("the index lacks {absent} records of pack {}", pack.id);
+            lock(&self.damage).push(what);
+        }
+        Ok(())
+    }
+
+    /// How many records of a pack the index does not find at all, and how many just where they are.
+    fn found_by_index(&self, pack: &FinishedPack) -> Result<(u64, u64)> {
         let ids: Vec<RawId> = pack.entries.iter().map(|entry| entry.id).collect();
         let (mut absent, mut confirmed) = (0, 0);
-        for (entry, place) in pack.entries.iter().zip(store.index.locate(&ids)?) {
+        for (entry, place) in pack.entries.iter().zip(self.store.index.locate(&ids)?) {
             match place {
                 None => absent += 1,
                 Some(at) if at.pack != pack.id => {}
@@ -158,32 +230,61 @@ impl Findings {
                 }
             }
         }
-        self.confirmed.fetch_add(confirmed, Ordering::Relaxed);
-        if absent > 0 && state != PackState::Entering {
-            let what = format!("the index lacks {absent} records of pack {}", pack.id);
-            lock(&self.damage).push(what);
-        }
-        Ok(())
+        Ok((absent, confirmed))
     }
 
     /// An entry of the index that no pack confirms points to a wrong place. Only told where nothing
     /// else is wrong, and where nobody changed the index meanwhile.
-    fn compare_totals(&self, entries: u64, store: &Store) -> Result<()> {
-        let confirmed = self.confirmed.load(Ordering::Relaxed);
-        let mut damage = lock(&self.damage);
-        let unchanged = store.index.stats()?.entries == entries;
-        if damage.is_empty() && unchanged && confirmed < entries {
-            let wrong = entries - confirmed;
-            damage.push(format!(
+    fn compare_totals(&self, repo: &Repository, before: [u64; 3]) -> Result<()> {
+        let entries = before[2];
+        let clean = lock(&self.damage).is_empty();
+        if !clean || self.confirmed.load(Ordering::Relaxed) >= entries {
+            return Ok(());
+        }
+        // Prune moves ids between packs without changing their number: counted again while it cannot.
+        let _alone = if repo.lockless {
+            None
+        } else {
+            match MaintenanceLock::take(&repo.path().join("locks"), "virtkeep check") {
+                Err(Error::Busy { .. }) => return Ok(()),
+                alone => Some(alone?),
+            }
+        };
+        let (mut confirmed, start) = (0, self.store.index.read(|view| view.changes())?);
+        for row in self.store.index.packs()? {
+            let pack = match read_table(&*self.store.storage, row.id, &self.store.keys) {
+                Err(Error::Corrupt { .. } | Error::Missing { .. } | Error::Io { .. }) => continue,
+                pack => pack?,
+            };
+            confirmed += self.found_by_index(&pack)?.1;
+        }
+        let end = self.store.index.read(|view| view.changes())?;
+        if start == end && confirmed < end[2] {
+            let wrong = end[2] - confirmed;
+            lock(&self.damage).push(format!(
                 "the index has {wrong} records at places where they are not"
             ));
         }
         Ok(())
     }
 
-    fn damaged(&self, what: String, id: PackId, good: HashSet<u32>) {
-        lock(&self.damage).push(what);
+    /// Notes damage, and tells of it if the pack is still counted on: prune may have been at it.
+    fn damaged(&self, id: PackId, what: String, good: Vec<u32>) -> Result<()> {
+        let Some(state) = self.state(id)? else {
+            return Ok(());
+        };
+        if is_counted_on(state) {
+            lock(&self.damage).push(what);
+        }
+        let good = good.into_boxed_slice();
         self.note(id, PackHealth::Damaged { good });
+        Ok(())
+    }
+
+    /// The state of a pack now; none when it has been deleted.
+    fn state(&self, id: PackId) -> Result<Option<PackState>> {
+        let row = self.store.index.read(|view| view.pack(id))?;
+        Ok(row.map(|row| row.state))
     }
 
     fn note(&self, id: PackId, health: PackHealth) {
@@ -192,11 +293,11 @@ impl Findings {
 }
 
 /// Offsets of the records of a pack that are what they claim to be.
-fn good_records(store: &Store, id: PackId) -> Result<HashSet<u32>> {
-    let mut good = HashSet::new();
+fn good_records(store: &Store, id: PackId) -> Result<Vec<u32>> {
+    let mut good = Vec::new();
     let walked = walk(&*store.storage, id, &store.keys, &mut |found| {
         if let Found::Record { entry, .. } = found {
-            good.insert(entry.offset);
+            good.push(entry.offset);
         }
         Ok(())
     });
@@ -217,6 +318,7 @@ pub(crate) fn reason(error: &Error) -> String {
             format!("damage in {what}: {found}, expected {expected}")
         }
         Error::Missing { what } => format!("{what} is lost"),
+        Error::Io { source, .. } => format!("{error}: {source}"),
         other => other.to_string(),
     }
 }

@@ -308,32 +308,6 @@ pub fn read_table(storage: &dyn Storage, id: PackId, keys: &Keys) -> Result<Fini
     })
 }
 
-/// Reads a pack whole and compares it with its checksum; the records' ids are not looked at.
-pub fn verify_pack(storage: &dyn Storage, id: PackId, keys: &Keys) -> Result<FinishedPack> {
-    const STEP: u64 = 1 << 20;
-    let pack = read_table(storage, id, keys)?;
-    let name = ObjectName::Pack(id);
-    let covered = pack.bytes - (TRAILER_BYTES as u64 - 40);
-    let mut whole = keys.checksum();
-    let mut buffer = vec![0; STEP as usize];
-    let mut offset = 0;
-    while offset < covered {
-        let step = &mut buffer[..STEP.min(covered - offset) as usize];
-        storage.read_at(&name, offset, step)?;
-        whole.update(step);
-        offset += step.len() as u64;
-    }
-    let mut end = [0; 40];
-    storage.read_at(&name, covered, &mut end)?;
-    if end[..32] != whole.full() {
-        return Err(
-            Malformed::new(format!("checksum {}", hex(&whole.full())), hex(&end[..32]))
-                .at(format!("pack {id}")),
-        );
-    }
-    Ok(pack)
-}
-
 /// The length of a pack, within the limits.
 pub(super) fn pack_len(storage: &dyn Storage, id: PackId) -> Result<u64> {
     let name = ObjectName::Pack(id);

@@ -45,7 +45,7 @@ impl Edit {
         numbers.insert(N_EPOCH, 1)?;
         numbers.insert(N_NEXT_PACK, 1)?;
         numbers.insert(N_OWNER, owner)?;
-        for (name, half) in N_REPO.into_iter().zip(halves(repo)) {
+        for (name, half) in N_REPO.into_iter().zip(halves(repo.as_bytes())) {
             numbers.insert(name, half)?;
         }
         Ok(())
@@ -172,6 +172,15 @@ impl Edit {
         Ok(())
     }
 
+    /// Remembers up to which pack a check of a share of the packs has read.
+    pub fn set_checked_until(&self, pack: PackId) -> Result<(), Fault> {
+        let mut numbers = self.transaction.open_table(NUMBERS)?;
+        for (name, half) in N_CHECKED.into_iter().zip(halves(pack.as_bytes())) {
+            numbers.insert(name, half)?;
+        }
+        Ok(())
+    }
+
     /// Makes the epoch at least `epoch`.
     pub fn raise_epoch(&self, epoch: u64) -> Result<(), Fault> {
         let mut numbers = self.transaction.open_table(NUMBERS)?;
@@ -229,8 +238,8 @@ impl Edit {
     }
 }
 
-/// A repository's id as two numbers.
-pub(super) fn halves(repo: RepoId) -> [u64; 2] {
-    let whole = u128::from_be_bytes(*repo.as_bytes());
+/// An id as two numbers.
+pub(super) fn halves(id: &[u8; 16]) -> [u64; 2] {
+    let whole = u128::from_be_bytes(*id);
     [(whole >> 64) as u64, whole as u64]
 }

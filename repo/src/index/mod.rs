@@ -122,7 +122,7 @@ impl Index {
     }
 
     fn verify(&self, view: &View) -> Result<(), Fault> {
-        let [high, low] = halves(self.identity.repo);
+        let [high, low] = halves(self.identity.repo.as_bytes());
         if view.number(N_SCHEMA)? != SCHEMA {
             return Err(Fault::Damaged("it has another schema version"));
         }

@@ -37,6 +37,8 @@ pub(super) const N_EPOCH: &str = "epoch";
 pub(super) const N_NEXT_PACK: &str = "next-pack";
 /// The `index_owner` of `config.toml` this index was built under.
 pub(super) const N_OWNER: &str = "owner";
+/// The two halves of the id of the pack up to which the last check of a share of the packs has read.
+pub(super) const N_CHECKED: [&str; 2] = ["checked-high", "checked-low"];
 /// The two halves of the repository's id.
 pub(super) const N_REPO: [&str; 2] = ["repo-high", "repo-low"];
 

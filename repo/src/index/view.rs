@@ -153,6 +153,31 @@ impl View {
         Ok(self.transaction.open_table(IDS)?.len()?)
     }
 
+    /// What changes whenever somebody adds or removes something: packs condemned, packs entered, ids.
+    pub fn changes(&self) -> Result<[u64; 3], Fault> {
+        Ok([
+            self.number(N_EPOCH)?,
+            self.number(N_NEXT_PACK)?,
+            self.entries()?,
+        ])
+    }
+
+    /// The pack up to which the last check of a share of the packs has read.
+    pub fn checked_until(&self) -> Result<Option<PackId>, Fault> {
+        let numbers = self.transaction.open_table(NUMBERS)?;
+        let half = |name| Ok::<_, Fault>(numbers.get(name)?.map(|half| half.value()));
+        let (high, low) = (half(N_CHECKED[0])?, half(N_CHECKED[1])?);
+        Ok(high.zip(low).map(|(high, low)| {
+            let whole = u128::from(high) << 64 | u128::from(low);
+            PackId::from_bytes(whole.to_be_bytes())
+        }))
+    }
+
+    /// How many ids are wanted.
+    pub fn wanted_count(&self) -> Result<u64, Fault> {
+        Ok(self.transaction.open_table(WANTED)?.len()?)
+    }
+
     /// All wanted ids.
     pub fn wanted(&self) -> Result<HashSet<RawId>, Fault> {
         let wanted = self.transaction.open_table(WANTED)?;
@@ -167,7 +192,7 @@ impl View {
     pub(super) fn stats(&self) -> Result<IndexStats, Fault> {
         let mut stats = IndexStats {
             entries: self.entries()?,
-            wanted: self.transaction.open_table(WANTED)?.len()?,
+            wanted: self.wanted_count()?,
             ..IndexStats::default()
         };
         for pack in self.packs()? {

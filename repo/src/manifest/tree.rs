@@ -80,6 +80,18 @@ impl<'a> Tree<'a> {
         })
     }
 
+    /// Where [`next_span`](Self::next_span) fails: how many leaves from `index` on hang below the node
+    /// that cannot be read.
+    pub(crate) fn leaves_unreadable(&mut self, index: u64) -> u64 {
+        for level in (0..self.shape.height()).rev() {
+            let span = self.shape.leaves_under(level);
+            if self.node(level, index / span).is_err() {
+                return span - index % span;
+            }
+        }
+        1
+    }
+
     fn node(&mut self, level: u8, index: u64) -> Result<Option<Arc<Node>>> {
         if let Some((at, node)) = &self.path[usize::from(level)]
             && *at == index

@@ -9,14 +9,12 @@ use std::ops::Range;
 use std::sync::Mutex;
 use std::sync::atomic::{AtomicBool, Ordering};
 
+use super::reads::{self, Located, span};
 use super::{DiskReader, DiskSink};
 use crate::budget::Budget;
 use crate::ids::ContentId;
 use crate::index::Location;
-use crate::limits::{
-    COPY_WINDOW_CHUNKS_MAX, PACK_READ_BYTES_MAX, PACK_READ_GAP_MAX, RESTORE_BYTES_IN_FLIGHT_MAX,
-    SINK_WRITE_BYTES_MAX,
-};
+use crate::limits::{COPY_WINDOW_CHUNKS_MAX, RESTORE_BYTES_IN_FLIGHT_MAX, SINK_WRITE_BYTES_MAX};
 use crate::manifest::chunk;
 use crate::storage::ObjectName;
 use crate::sync::lock;
@@ -29,6 +27,12 @@ struct Item {
     at: u64,
     id: ChunkId,
     location: Location,
+}
+
+impl Located for Item {
+    fn location(&self) -> Location {
+        self.location
+    }
 }
 
 /// What all tasks of a copy share.
@@ -65,7 +69,7 @@ pub(super) fn copy(
         let mut at = copy.range.start;
         while at < copy.range.end && !copy.stopped() {
             let (end, window) = copy.window(at)?;
-            for read in into_reads(window) {
+            for read in reads::of_neighbours(window) {
                 let Some(permit) = budget.take(copy.memory(&read), || copy.stopped()) else {
                     break;
                 };
@@ -99,7 +103,18 @@ impl Copy<'_> {
         let mut zeroes_from = start;
         while at < self.range.end && places.len() < COPY_WINDOW_CHUNKS_MAX && !self.stopped() {
             let leaf_index = at / shape.leaf_bytes();
-            let span = tree.next_span(leaf_index)?;
+            let span = match tree.next_span(leaf_index) {
+                Ok(span) => span,
+                Err(error) => {
+                    self.zero(zeroes_from..at)?;
+                    let behind = leaf_index + tree.leaves_unreadable(leaf_index);
+                    let end = behind.saturating_mul(shape.leaf_bytes());
+                    zeroes_from = end.min(self.range.end);
+                    self.lose(at..zeroes_from, error)?;
+                    at = zeroes_from;
+                    continue;
+                }
+            };
             let Some(leaf) = span.leaf else {
                 at = (leaf_index + span.leaves).saturating_mul(shape.leaf_bytes());
                 continue;
@@ -121,14 +136,27 @@ impl Copy<'_> {
         self.zero(zeroes_from..at)?;
 
         let ids: Vec<_> = places.iter().map(|(_, id)| id.raw()).collect();
-        let locations = self.reader.store.locate(RecordKind::Chunk, &ids)?;
-        let mut items: Vec<Item> = places
-            .into_iter()
-            .zip(locations)
-            .map(|((at, id), location)| Item { at, id, location })
-            .collect();
+        let locations = self.reader.store.index.locate(&ids)?;
+        let mut items = Vec::with_capacity(places.len());
+        for ((at, id), location) in places.into_iter().zip(locations) {
+            match location {
+                Some(location) => items.push(Item { at, id, location }),
+                None => self.lose_chunk(at, Error::missing(RecordKind::Chunk, id.raw()))?,
+            }
+        }
         items.sort_unstable_by_key(|item| (item.location.pack, item.location.offset, item.at));
         Ok((at, items))
+    }
+
+    /// A range that cannot be read: an error, or zeroes and a note when the rest is to be saved.
+    fn lose(&self, range: Range<u64>, error: Error) -> Result<()> {
+        self.reader.lose(range.clone(), error)?;
+        self.zero(range)
+    }
+
+    fn lose_chunk(&self, at: u64, error: Error) -> Result<()> {
+        let end = at + self.reader.root.chunk_size.as_u64();
+        self.lose(at.max(self.range.start)..end.min(self.range.end), error)
     }
 
     /// Hands zeroes to the sink.
@@ -156,20 +184,18 @@ impl Copy<'_> {
         let pack = read[0].location.pack;
         let span = span(read);
         let mut bytes = vec![0; usize::try_from(span.end - span.start).expect("a read is small")];
-        let fetched = match store
+        // Whatever is wrong with the read, each record is then asked for alone: prune may have moved
+        // them, and a sector that cannot be read costs no more than the records it is in.
+        let fetched = store
             .storage
             .read_at(&ObjectName::Pack(pack), span.start, &mut bytes)
-        {
-            Ok(()) => true,
-            // Prune has moved the records: each is looked up anew.
-            Err(error) if store.is_gone(pack, &error) => false,
-            Err(error) => return Err(error),
-        };
+            .is_ok();
         self.progress.moved(span.end - span.start);
         let mut run = Run {
             copy: self,
             at: 0,
             bytes: Vec::new(),
+            before: 0,
         };
         for item in read {
             let from = usize::try_from(u64::from(item.location.offset) - span.start)
@@ -179,16 +205,20 @@ impl Copy<'_> {
                 return Ok(());
             }
             let place = run.place_for(item.at)?;
-            if fetched {
-                store.open_into(
-                    RecordKind::Chunk,
-                    item.id.raw(),
-                    item.location,
-                    sealed,
-                    place,
-                )?;
-            } else {
-                super::copy_padded(&store.fetch(item.id)?, 0, place);
+            let (kind, id) = (RecordKind::Chunk, item.id.raw());
+            if fetched
+                && store
+                    .open_into(kind, id, item.location, sealed, place)
+                    .is_ok()
+            {
+                continue;
+            }
+            match store.fetch(item.id) {
+                Ok(chunk) => super::copy_padded(&chunk, 0, place),
+                Err(error) => {
+                    run.take_back();
+                    self.lose_chunk(item.at, error)?;
+                }
             }
         }
         run.flush()
@@ -209,6 +239,8 @@ struct Run<'a> {
     copy: &'a Copy<'a>,
     at: u64,
     bytes: Vec<u8>,
+    /// Bytes before the place given out last.
+    before: usize,
 }
 
 impl Run<'_> {
@@ -222,10 +254,15 @@ impl Run<'_> {
             self.flush()?;
             self.at = at;
         }
-        let used = self.bytes.len();
-        self.bytes
-            .resize(used + usize::try_from(len).expect("chunks are small"), 0);
-        Ok(&mut self.bytes[used..])
+        self.before = self.bytes.len();
+        let len = usize::try_from(len).expect("chunks are small");
+        self.bytes.resize(self.before + len, 0);
+        Ok(&mut self.bytes[self.before..])
+    }
+
+    /// The place given out last is not used after all.
+    fn take_back(&mut self) {
+        self.bytes.truncate(self.before);
     }
 
     /// Hands the run over, as far as it lies in the range that is copied.
@@ -246,32 +283,4 @@ impl Run<'_> {
         self.bytes.clear();
         Ok(())
     }
-}
-
-/// Cuts the items, sorted by place, into reads of neighbours.
-fn into_reads(items: Vec<Item>) -> impl Iterator<Item = Vec<Item>> {
-    let mut items = items.into_iter().peekable();
-    std::iter::from_fn(move || {
-        let mut read = vec![items.next()?];
-        let first = read[0].location;
-        while let Some(next) = items.next_if(|next| {
-            let last = read[read.len() - 1].location;
-            let (last_end, next_end) = (
-                last.offset + last.len,
-                next.location.offset + next.location.len,
-            );
-            next.location.pack == first.pack
-                && next.location.offset <= last_end.saturating_add(PACK_READ_GAP_MAX)
-                && next_end - first.offset <= PACK_READ_BYTES_MAX
-        }) {
-            read.push(next);
-        }
-        Some(read)
-    })
-}
-
-/// The bytes of the pack that a read covers.
-fn span(read: &[Item]) -> Range<u64> {
-    let (first, last) = (read[0].location, read[read.len() - 1].location);
-    u64::from(first.offset)..u64::from(last.offset) + u64::from(last.len)
 }

@@ -1,11 +1,18 @@
 //! Reading a disk of a point. Every byte is verified against its id before it is handed out.
 
+mod bulk;
 mod changes;
 mod copy;
+mod losses;
+mod reads;
 
+pub(crate) use bulk::fetch_many;
 pub use changes::Change;
+pub use losses::Loss;
+use losses::Losses;
 
-use std::sync::Arc;
+use std::ops::Range;
+use std::sync::{Arc, Mutex};
 
 use crate::cache::Cache;
 use crate::format::node::Root;
@@ -13,9 +20,10 @@ use crate::lease::ReaderLease;
 use crate::limits::{CHUNKS_CACHED_MAX, EXTENTS_CHUNKS_MAX, EXTENTS_PER_CALL_MAX};
 use crate::manifest::{NodeSource, Shape, Tree, chunk};
 use crate::store::Store;
+use crate::sync::lock;
 use crate::{
-    ByteLen, Cancel, ChunkId, DiskOffset, Extent, ExtentState, Progress, Result, RootId,
-    SourceError,
+    ByteLen, Cancel, ChunkId, Disk, DiskOffset, Error, Extent, ExtentState, Progress, Result,
+    RootId, SourceError,
 };
 
 /// One disk of one point, readable at any place. Holds a reader lease while it lives; it can be
@@ -24,6 +32,8 @@ pub struct DiskReader {
     store: Arc<Store>,
     root: Root,
     chunks: Cache<ChunkId, Vec<u8>>,
+    /// What could not be read, when the rest is to be saved all the same.
+    losses: Option<Mutex<Losses>>,
     _lease: Option<ReaderLease>,
 }
 
@@ -49,8 +59,60 @@ impl DiskReader {
             store,
             root,
             chunks: Cache::new(CHUNKS_CACHED_MAX),
+            losses: None,
             _lease: lease,
         })
+    }
+
+    /// As [`open`](Self::open), for a disk that may be damaged: [`copy_to`](Self::copy_to) goes on
+    /// where it cannot read, and [`losses`](Self::losses) tells what that cost.
+    pub(crate) fn open_to_salvage(
+        store: Arc<Store>,
+        disk: &Disk,
+        lease: Option<ReaderLease>,
+    ) -> Result<Self> {
+        let mut losses = Losses::default();
+        let root = match store.root(disk.root) {
+            Err(error) if error.is_damage() => {
+                losses.add(0..disk.size.0, &error);
+                // Without its root record nothing of a disk can be found.
+                Root {
+                    size: disk.size.0,
+                    chunk_size: store.keys.chunk_size(),
+                    fan_out: store.fan_out,
+                    top: None,
+                }
+            }
+            root => root?,
+        };
+        Ok(Self {
+            store,
+            root,
+            chunks: Cache::new(CHUNKS_CACHED_MAX),
+            losses: Some(Mutex::new(losses)),
+            _lease: lease,
+        })
+    }
+
+    /// What [`copy_to`](Self::copy_to) could not read so far, in the order of the disk; these ranges
+    /// were handed over as zeroes. Always empty unless the disk was opened with
+    /// [`Repository::salvage_disk`](crate::Repository::salvage_disk).
+    pub fn losses(&self) -> Vec<Loss> {
+        self.losses
+            .as_ref()
+            .map_or_else(Vec::new, |losses| lock(losses).list())
+    }
+
+    /// Takes note of a range that cannot be read, or fails because of it.
+    fn lose(&self, range: Range<u64>, error: Error) -> Result<()> {
+        match &self.losses {
+            _ if !error.is_damage() => Err(error),
+            None => Err(Error::disk_damage(range, &error)),
+            Some(losses) => {
+                lock(losses).add(range, &error);
+                Ok(())
+            }
+        }
     }
 
     /// The size of the disk.
@@ -136,6 +198,7 @@ impl DiskReader {
     }
 
     /// Hands the range `from..until` to `sink`, reading packs in their own order, on all cores.
+    /// [`Error::DiskDamage`] with the range that cannot be read, unless the disk is being salvaged.
     pub fn copy_to(
         &self,
         from: DiskOffset,

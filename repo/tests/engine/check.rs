@@ -3,27 +3,46 @@
 use std::fs;
 use std::os::unix::fs::FileExt;
 use std::path::{Path, PathBuf};
+use std::sync::Mutex;
 
 use virtkeep_repo::{
-    Cancel, CheckOptions, CheckProgress, CheckReport, Codec, InitOptions, Point, Repository,
+    Affected, ByteLen, Cancel, CheckOptions, CheckProgress, CheckReport, Codec, InitOptions, Point,
+    ReadData, Repository,
 };
 
 use crate::disk::{MemoryDisk, backup, repository};
 
 const KIB: usize = 1 << 10;
 
-struct Quiet;
+/// Remembers what it is told.
+#[derive(Default)]
+pub(crate) struct Witness(Mutex<Vec<Affected>>);
 
-impl CheckProgress for Quiet {
+impl CheckProgress for Witness {
     fn packs(&self, _: u64) {}
     fn pack_done(&self, _: u64) {}
     fn points(&self, _: u64) {}
     fn point_done(&self) {}
+    fn affected(&self, part: &Affected) {
+        self.0.lock().unwrap().push(part.clone());
+    }
 }
 
-fn check(repo: &Repository, read_data_percent: u8) -> CheckReport {
-    repo.check(CheckOptions { read_data_percent }, &Quiet, &Cancel::new())
-        .unwrap()
+/// What a check finds.
+#[derive(Debug)]
+pub(crate) struct Checked {
+    pub(crate) report: CheckReport,
+    pub(crate) affected: Vec<Affected>,
+}
+
+pub(crate) fn check(repo: &Repository, read_data: ReadData) -> Checked {
+    let witness = Witness::default();
+    let report = repo
+        .check(CheckOptions { read_data }, &witness, &Cancel::new())
+        .unwrap();
+    let affected = witness.0.into_inner().unwrap();
+    assert_eq!(report.affected, affected.len() as u64);
+    Checked { report, affected }
 }
 
 /// Two points of a disk of 4 MiB; the second differs in one chunk. Stored uncompressed, so that
@@ -69,15 +88,35 @@ fn find(repo: &Path, byte: u8) -> (PathBuf, u64) {
 #[test]
 fn a_sound_repository_is_clean() {
     let (_dir, repo, ..) = two_points();
-    for share in [0, 10, 100] {
-        let report = check(&repo, share);
+    for read in [
+        ReadData::Nothing,
+        ReadData::Bytes(ByteLen(1)),
+        ReadData::ALL,
+    ] {
+        let Checked { report, .. } = check(&repo, read);
         assert!(report.is_clean(), "{report:?}");
         assert_eq!((report.points, report.disks), (2, 2));
-        assert_eq!(
-            report.packs_read,
-            if share == 100 { report.packs } else { 0 }
-        );
+        let packs_read = match read {
+            ReadData::Nothing => 0,
+            ReadData::ALL => report.packs,
+            _ => 1,
+        };
+        assert_eq!(report.packs_read, packs_read);
     }
+}
+
+#[test]
+fn checks_of_a_part_each_find_the_damage_in_the_end() {
+    let (_dir, repo, ..) = two_points();
+    let (pack, at) = find(repo.path(), 2);
+    let file = fs::OpenOptions::new().write(true).open(pack).unwrap();
+    file.write_all_at(&[0xff], at + 1000).unwrap();
+    let packs = check(&repo, ReadData::Nothing).report.packs;
+    let found = (0..packs)
+        .map(|_| check(&repo, ReadData::Bytes(ByteLen(1))).report)
+        .filter(|report| !report.is_clean())
+        .count();
+    assert_eq!(found, 1, "each pack is read once in {packs} checks");
 }
 
 #[test]
@@ -87,17 +126,20 @@ fn a_flipped_bit_is_found_by_reading_and_named_as_a_range_of_the_disk() {
     let file = fs::OpenOptions::new().write(true).open(pack).unwrap();
     file.write_all_at(&[0xff], at + 1000).unwrap();
 
-    assert!(check(&repo, 0).is_clean(), "looking at sizes cannot see it");
-    let report = check(&repo, 100);
+    let looked = check(&repo, ReadData::Nothing);
+    assert!(looked.report.is_clean(), "looking at sizes cannot see it");
+    let Checked { report, affected } = check(&repo, ReadData::ALL);
     assert_eq!(report.damage.len(), 1, "{report:?}");
     assert_eq!(
-        report.affected.len(),
+        affected.len(),
         1,
-        "only the first point holds that chunk: {report:?}"
+        "only the first point holds that chunk: {affected:?}"
     );
-    let affected = &report.affected[0];
-    assert_eq!((affected.point, affected.part.as_str()), (first.id, "vda"));
-    assert_eq!(affected.ranges, vec![640 * 1024..704 * 1024]);
+    assert_eq!(
+        (affected[0].point, affected[0].part.as_str()),
+        (first.id, "vda")
+    );
+    assert_eq!(affected[0].ranges, vec![640 * 1024..704 * 1024]);
 }
 
 #[test]
@@ -105,20 +147,15 @@ fn a_missing_pack_is_found_without_reading() {
     let (_dir, repo, first, second) = two_points();
     let (pack, _) = find(repo.path(), 1);
     fs::remove_file(pack).unwrap();
-    let report = check(&repo, 0);
+    let Checked { report, affected } = check(&repo, ReadData::Nothing);
     assert!(report.damage[0].ends_with("is missing"), "{report:?}");
-    let hit: Vec<_> = report
-        .affected
-        .iter()
-        .map(|affected| affected.point)
-        .collect();
+    let hit: Vec<_> = affected.iter().map(|affected| affected.point).collect();
     assert!(
         hit.contains(&first.id) && hit.contains(&second.id),
-        "{report:?}"
+        "{affected:?}"
     );
     assert!(
-        report
-            .affected
+        affected
             .iter()
             .any(|a| a.ranges.contains(&(64 * 1024..128 * 1024)))
     );
@@ -137,9 +174,9 @@ fn a_truncated_pack_costs_only_the_records_cut_off() {
     };
     let file = fs::OpenOptions::new().write(true).open(pack).unwrap();
     file.set_len(one.max(two) + 10).unwrap();
-    let report = check(&repo, 0);
-    assert!(!report.affected.is_empty(), "{report:?}");
-    for affected in &report.affected {
+    let Checked { affected, .. } = check(&repo, ReadData::Nothing);
+    assert!(!affected.is_empty());
+    for affected in &affected {
         assert_eq!(
             affected.ranges,
             vec![lost.clone()],
@@ -156,7 +193,43 @@ fn a_damaged_point_record_names_its_point() {
     let middle = bytes.len() / 2;
     bytes[middle] ^= 1;
     fs::write(&record, bytes).unwrap();
-    let report = check(&repo, 0);
-    assert_eq!(report.affected.len(), 1, "{report:?}");
-    assert_eq!(report.affected[0].point, second.id);
+    let Checked { affected, .. } = check(&repo, ReadData::Nothing);
+    assert_eq!(affected.len(), 1, "{affected:?}");
+    assert_eq!(affected[0].point, second.id);
+}
+
+#[test]
+fn a_damaged_subtree_is_named_with_all_that_hangs_below_it() {
+    // With chunks of 4 KiB a leaf covers 256 KiB: three levels for this disk.
+    let options = InitOptions {
+        chunk_size: ByteLen(4096),
+        ..InitOptions::default()
+    };
+    let (_dir, repo) = repository(&options);
+    let mut disk = MemoryDisk::new(40 << 20);
+    for at in (0..40 << 20).step_by(4096) {
+        disk.write(at, &(at as u64 + 1).to_le_bytes());
+    }
+    let first = backup(&repo, &disk.whole(), None);
+    let metas = |repo: &Repository| {
+        packs(repo.path())
+            .into_iter()
+            .filter(|path| fs::read(path).unwrap()[10] == 2)
+            .collect::<Vec<_>>()
+    };
+    let old = metas(&repo);
+    disk.write(20 << 20, &[9; 10]);
+    let second = backup(&repo, &disk.changes(), Some(&first));
+    let new: Vec<_> = metas(&repo)
+        .into_iter()
+        .filter(|path| !old.contains(path))
+        .collect();
+    // The first record of the second meta pack is the leaf that changed.
+    let file = fs::OpenOptions::new().write(true).open(&new[0]).unwrap();
+    file.write_all_at(&[0xff; 8], 64 + 100).unwrap();
+    let Checked { affected, .. } = check(&repo, ReadData::Nothing);
+    assert_eq!(affected.len(), 1, "{affected:?}");
+    assert_eq!(affected[0].point, second.id);
+    let leaf = 256 << 10;
+    assert_eq!(affected[0].ranges, vec![20 << 20..(20 << 20) + leaf]);
 }

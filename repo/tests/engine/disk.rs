@@ -6,8 +6,8 @@ use std::sync::Mutex;
 use tempfile::TempDir;
 use virtkeep_repo::{
     ByteLen, Cancel, CaptureMode, Consistency, Disk, DiskOffset, DiskSink, DiskSource, Domain,
-    DomainUuid, Env, Extent, ExtentState, InitOptions, Next, NoProgress, Point, PointDraft,
-    ReadQueue, Repository, SourceError, SourceKind, StoredDisk, UnixMillis,
+    DomainUuid, Env, Extent, ExtentState, InitOptions, Next, NoProgress, OpenOptions, Point,
+    PointDraft, ReadQueue, Repository, SourceError, SourceKind, StoredDisk, UnixMillis,
 };
 
 /// Granularity of the dirty bitmap.
@@ -157,6 +157,11 @@ pub(crate) fn repository(options: &InitOptions) -> (TempDir, Repository) {
     (dir, repo)
 }
 
+/// The repository as another process sees it: nothing is remembered.
+pub(crate) fn reopen(repo: &Repository) -> Repository {
+    Repository::open(repo.path(), &OpenOptions::default(), Env::system()).unwrap()
+}
+
 /// Backs one disk up as a point of its own.
 pub(crate) fn backup(
     repo: &Repository,
@@ -209,6 +214,17 @@ pub(crate) fn draft(source: &MemorySource<'_>, stored: StoredDisk) -> PointDraft
 /// A restore target in memory, filled with rubbish so that what is not restored shows.
 pub(crate) struct MemorySink(Mutex<Vec<u8>>);
 
+impl MemorySink {
+    /// For a disk of this size.
+    pub(crate) fn filled(size: ByteLen) -> Self {
+        Self(Mutex::new(vec![0xcc; size.0 as usize]))
+    }
+
+    pub(crate) fn into_bytes(self) -> Vec<u8> {
+        self.0.into_inner().unwrap()
+    }
+}
+
 impl DiskSink for MemorySink {
     fn write(&self, offset: DiskOffset, bytes: &[u8]) -> Result<(), SourceError> {
         let start = offset.0 as usize;
@@ -226,12 +242,12 @@ impl DiskSink for MemorySink {
 /// The bytes `from..until` of the disk of a point; rubbish (0xcc) outside.
 pub(crate) fn restore_range(repo: &Repository, point: &Point, from: u64, until: u64) -> Vec<u8> {
     let reader = repo.read_disk(point, &point.disks[0]).unwrap();
-    let sink = MemorySink(Mutex::new(vec![0xcc; reader.size().0 as usize]));
+    let sink = MemorySink::filled(reader.size());
     let (from, until) = (DiskOffset(from), DiskOffset(until));
     reader
         .copy_to(from, until, &sink, &NoProgress, &Cancel::new())
         .unwrap();
-    sink.0.into_inner().unwrap()
+    sink.into_bytes()
 }
 
 /// The whole disk of a point.

@@ -15,3 +15,4 @@ mod parents;
 mod rebuild;
 mod restore;
 mod resume;
+mod salvage;

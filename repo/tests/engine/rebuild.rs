@@ -4,7 +4,7 @@ use std::fs;
 use std::sync::Mutex;
 
 use virtkeep_repo::{
-    Cancel, CheckOptions, CheckProgress, Env, Error, InitOptions, OpenOptions, Point,
+    Cancel, CheckOptions, CheckProgress, Env, Error, InitOptions, OpenOptions, Point, ReadData,
     RebuildReport, Repository,
 };
 
@@ -65,7 +65,7 @@ fn a_missing_or_garbled_index_is_built_anew_from_packs_and_records() {
         assert!(restore(&repo, &first) == before, "{way}");
         assert!(restore(&repo, &second) == disk.bytes, "{way}");
         let options = CheckOptions {
-            read_data_percent: 100,
+            read_data: ReadData::ALL,
         };
         let check = repo.check(options, &Quiet, &Cancel::new()).unwrap();
         assert!(check.is_clean(), "{way}: {check:?}");

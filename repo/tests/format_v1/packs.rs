@@ -1,9 +1,10 @@
 //! Packs: writing, tables, checksums, and reading damaged ones.
 
 use proptest::prelude::*;
+use virtkeep_repo::format::inspect::{Inspection, inspect};
 use virtkeep_repo::format::pack::{
     FinishedPack, PACK_HEADER_BYTES, PackEntry, PackWriter, TABLE_ENTRY_BYTES, TRAILER_BYTES,
-    read_header, read_table, verify_pack,
+    read_header, read_table,
 };
 use virtkeep_repo::format::record::{open, seal};
 use virtkeep_repo::format::walk::{Found, walk};
@@ -55,6 +56,18 @@ fn walked(storage: &dyn Storage) -> (Vec<PackEntry>, Vec<(u32, u32)>) {
     (records, damages)
 }
 
+fn inspected(storage: &MemoryStorage) -> Inspection {
+    inspect(storage, ID, &keys()).unwrap()
+}
+
+fn sound(pack: &FinishedPack) -> Inspection {
+    Inspection {
+        pack: pack.clone(),
+        bad: Vec::new(),
+        checksum_holds: true,
+    }
+}
+
 #[test]
 fn a_finished_pack_reads_as_it_was_written() {
     let storage = MemoryStorage::new();
@@ -62,7 +75,7 @@ fn a_finished_pack_reads_as_it_was_written() {
     assert_eq!(pack.entries.len(), 4);
     assert_eq!(storage.len(&NAME).unwrap(), Some(pack.bytes));
     assert_eq!(read_table(&storage, ID, &keys()).unwrap(), pack);
-    assert_eq!(verify_pack(&storage, ID, &keys()).unwrap(), pack);
+    assert_eq!(inspected(&storage), sound(&pack));
     assert_eq!(walked(&storage), (pack.entries.clone(), vec![]));
     let header = read_header(&storage, ID, &keys()).unwrap();
     assert_eq!((header.kind, header.lease), (PackKind::Data, LEASE));
@@ -80,7 +93,7 @@ fn an_empty_pack_is_a_pack() {
     let storage = MemoryStorage::new();
     let pack = writer(&storage).finish().unwrap();
     assert_eq!(pack.bytes, (PACK_HEADER_BYTES + 4 + TRAILER_BYTES) as u64);
-    assert_eq!(verify_pack(&storage, ID, &keys()).unwrap(), pack);
+    assert_eq!(inspected(&storage), sound(&pack));
 }
 
 #[test]
@@ -125,10 +138,37 @@ fn damage_to_a_record_costs_that_record_alone() {
         let (records, damages) = walked(&storage);
         assert_eq!(records, [pack.entries[0], pack.entries[2], pack.entries[3]]);
         assert_eq!(damages, [(hurt.offset, hurt.len)]);
-        assert!(verify_pack(&storage, ID, &keys()).is_err());
+        let inspection = inspected(&storage);
+        assert_eq!(
+            (inspection.bad, inspection.checksum_holds),
+            (vec![hurt], false)
+        );
         assert_eq!(read_table(&storage, ID, &keys()).unwrap(), pack);
         storage.damage(NAME, |bytes| bytes[at as usize] ^= 0x40);
     }
+}
+
+#[test]
+fn a_pack_longer_than_one_step_is_inspected_to_its_end() {
+    let storage = MemoryStorage::new();
+    let chunks: Vec<Vec<u8>> = (1..=600_u32)
+        .map(|n| n.to_le_bytes().repeat(1024))
+        .collect();
+    let pack = pack_of(&storage, Codec::None, &chunks);
+    assert_eq!(inspected(&storage), sound(&pack));
+    let last = pack.entries[599];
+    storage.damage(NAME, |bytes| bytes[last.offset as usize + 100] ^= 1);
+    assert_eq!(inspected(&storage).bad, [last]);
+}
+
+#[test]
+fn a_wrong_checksum_over_good_records_is_told_apart() {
+    let storage = MemoryStorage::new();
+    let pack = pack_of(&storage, Codec::None, &four_chunks());
+    let at = pack.bytes as usize - TRAILER_BYTES + 45;
+    storage.damage(NAME, |bytes| bytes[at] ^= 1);
+    let inspection = inspected(&storage);
+    assert!(inspection.bad.is_empty() && !inspection.checksum_holds);
 }
 
 #[test]
@@ -222,7 +262,7 @@ proptest! {
         let damaged = sound;
         storage.damage(NAME, |bytes| bytes.clone_from(&damaged));
 
-        prop_assert!(verify_pack(&storage, ID, &keys()).is_err());
+        prop_assert!(!inspect(&storage, ID, &keys()).is_ok_and(|pack| pack.is_sound()));
         if let Ok(table) = read_table(&storage, ID, &keys()) {
             prop_assert_eq!(table.entries, pack.entries.clone());
         }
@@ -240,7 +280,7 @@ proptest! {
     fn any_bytes_whatever_are_no_pack(bytes in prop::collection::vec(any::<u8>(), 0..4000)) {
         let storage = MemoryStorage::new();
         storage.put(&NAME, &bytes).unwrap();
-        prop_assert!(verify_pack(&storage, ID, &keys()).is_err());
+        prop_assert!(inspect(&storage, ID, &keys()).is_err());
         prop_assert_eq!(walked(&storage).0, vec![]);
     }
 }

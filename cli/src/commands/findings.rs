@@ -1,0 +1,139 @@
+//! What a check or a repair finds, told as it is found.
+
+use std::fmt::Write as _;
+use std::sync::Mutex;
+
+use serde::Serialize;
+use virtkeep_repo::{Affected, Cancel, CheckProgress};
+
+use crate::context::Context;
+use crate::output::{OutputError, shown};
+use crate::progress::CheckBar;
+
+#[derive(Serialize)]
+struct DamageLine<'a> {
+    r#type: &'static str,
+    message: &'a str,
+}
+
+#[derive(Serialize)]
+struct AffectedLine<'a> {
+    r#type: &'static str,
+    point: String,
+    domain: Option<&'a str>,
+    uuid: Option<String>,
+    part: &'a str,
+    ranges: Vec<RangeLine>,
+    message: &'a str,
+}
+
+/// A range of bytes, the end not included.
+#[derive(Serialize)]
+pub(super) struct RangeLine {
+    pub(super) start: u64,
+    pub(super) end: u64,
+}
+
+/// Prints findings, and shows how far the work has come.
+pub(super) struct Findings<'a> {
+    context: &'a Context,
+    bar: CheckBar,
+    cancel: &'a Cancel,
+    /// Standard output may go away.
+    failure: Mutex<Option<OutputError>>,
+}
+
+impl<'a> Findings<'a> {
+    /// For one command; `cancel` is used when nobody listens any more.
+    pub(super) fn new(context: &'a Context, cancel: &'a Cancel) -> Self {
+        Self {
+            context,
+            bar: CheckBar::new(&context.reporter),
+            cancel,
+            failure: Mutex::default(),
+        }
+    }
+
+    /// Whether all of it could be told.
+    pub(super) fn end(self) -> Result<(), OutputError> {
+        let failure = self.failure.into_inner();
+        let failure = failure.unwrap_or_else(|poisoned| poisoned.into_inner());
+        failure.map_or(Ok(()), Err)
+    }
+
+    fn print(&self, print: impl FnOnce() -> Result<(), OutputError>) {
+        if let Err(error) = self.context.reporter.aside(print) {
+            let mut failure = self.failure.lock().unwrap_or_else(|p| p.into_inner());
+            failure.get_or_insert(error);
+            self.cancel.cancel();
+        }
+    }
+}
+
+impl CheckProgress for Findings<'_> {
+    fn packs(&self, count: u64) {
+        self.bar.packs(count);
+    }
+
+    fn pack_done(&self, bytes: u64) {
+        self.bar.pack_done(bytes);
+    }
+
+    fn points(&self, count: u64) {
+        self.bar.points(count);
+    }
+
+    fn point_done(&self) {
+        self.bar.point_done();
+    }
+
+    fn damage(&self, message: &str) {
+        let output = self.context.output;
+        self.print(|| {
+            output.json(&DamageLine {
+                r#type: "damage",
+                message,
+            })?;
+            output.text(&format!("damage: {}", shown(message)))
+        });
+    }
+
+    fn affected(&self, affected: &Affected) {
+        let output = self.context.output;
+        let domain = affected.domain.as_ref();
+        self.print(|| {
+            output.json(&AffectedLine {
+                r#type: "affected",
+                point: affected.point.to_string(),
+                domain: domain.map(|domain| domain.name.as_str()),
+                uuid: domain.map(|domain| domain.uuid.to_string()),
+                part: &affected.part,
+                ranges: ranges(affected.ranges.iter().map(|range| (range.start, range.end))),
+                message: &affected.why,
+            })?;
+            output.text(&describe(affected))
+        });
+    }
+}
+
+/// Ranges for programs.
+pub(super) fn ranges(ranges: impl Iterator<Item = (u64, u64)>) -> Vec<RangeLine> {
+    ranges
+        .map(|(start, end)| RangeLine { start, end })
+        .collect()
+}
+
+fn describe(affected: &Affected) -> String {
+    let domain = affected.domain.as_ref();
+    let domain = domain.map_or_else(String::new, |domain| format!("{} ", shown(&domain.name)));
+    let mut text = format!("{domain}{}: {}", affected.point, shown(&affected.part));
+    const FEW: usize = 5;
+    for (n, range) in affected.ranges.iter().take(FEW).enumerate() {
+        let before = if n == 0 { " at" } else { "," };
+        let _ = write!(text, "{before} {:#x}-{:#x}", range.start, range.end);
+    }
+    if affected.ranges.len() > FEW {
+        let _ = write!(text, " and {} more", affected.ranges.len() - FEW);
+    }
+    format!("{text}: {}", shown(&affected.why))
+}
