@@ -12,7 +12,8 @@ use crate::{LeaseId, PackId, Result};
 
 /// Tells the index of every complete pack that it does not know, or knows in part, and that none of
 /// the `alive` leases wrote. The caller holds the maintenance lock: nobody deletes such packs meanwhile.
-pub(crate) fn adopt_packs(store: &Store, alive: &HashSet<LeaseId>) -> Result<()> {
+/// Answers with the packs that cannot be read.
+pub(crate) fn adopt_packs(store: &Store, alive: &HashSet<LeaseId>) -> Result<Vec<PackId>> {
     let rows = store.index.packs()?;
     let entered = |state| state != PackState::Entering;
     let known: HashSet<PackId> = rows
@@ -20,6 +21,7 @@ pub(crate) fn adopt_packs(store: &Store, alive: &HashSet<LeaseId>) -> Result<()>
         .filter(|row| entered(row.state))
         .map(|row| row.id)
         .collect();
+    let mut unreadable = Vec::new();
     for name in store.storage.list(Folder::Packs)? {
         let ObjectName::Pack(id) = name else { continue };
         if known.contains(&id) {
@@ -31,10 +33,12 @@ pub(crate) fn adopt_packs(store: &Store, alive: &HashSet<LeaseId>) -> Result<()>
                 .then(|| read_table(&*store.storage, id, &store.keys))
                 .transpose()
         });
-        // One that cannot be read is not ours to judge, and no reason to refuse a backup.
-        if let Ok(Some(pack)) = pack {
-            store.index.add_packs(&[pack])?;
+        match pack {
+            Ok(Some(pack)) => store.index.add_packs(&[pack])?,
+            Ok(None) => {}
+            // Not ours to judge, and no reason to refuse a backup.
+            Err(_) => unreadable.push(id),
         }
     }
-    Ok(())
+    Ok(unreadable)
 }

@@ -26,7 +26,7 @@ impl Repository {
     /// Of a forgotten point all manifest nodes are read, and every chunk is looked up.
     pub fn hold(&self, point: &Point, cancel: &Cancel) -> Result<Hold> {
         let hold = Hold {
-            _lease: self.reader_lease_if_space(point.id, roots_of(point))?,
+            _lease: self.reader_lease_if_space(point.id, Roots::of([point]))?,
         };
         let record = ObjectName::Point(point.id);
         if self.store().storage.len(&record)?.is_none() {
@@ -38,7 +38,7 @@ impl Repository {
     /// As [`hold`](Self::hold), but fails where there can be no lease, and looks in any case whether all
     /// of the point is there: for bringing a point back.
     pub(crate) fn hold_strictly(&self, point: &Point, cancel: &Cancel) -> Result<Hold> {
-        let lease = self.reader_lease(point.id, roots_of(point))?;
+        let lease = self.reader_lease(point.id, Roots::of([point]))?;
         self.check_all_there(point, cancel)?;
         Ok(Hold {
             _lease: Some(lease),
@@ -90,14 +90,7 @@ impl Repository {
     }
 }
 
-fn roots_of(point: &Point) -> Roots {
-    Roots {
-        points: vec![point.id],
-        disks: point.disks.iter().map(|disk| disk.root).collect(),
-    }
-}
-
-/// Looks whether all that a point needs is located. The content of chunks is not looked at.
+/// Looks whether all that a point needs is located, in packs that prune has not decided to remove. The content of chunks is not looked at.
 struct Walk<'a> {
     store: &'a Store,
     cancel: &'a Cancel,
@@ -141,8 +134,8 @@ impl Walk<'_> {
     }
 
     fn located(&self, ids: &[RawId]) -> Result<()> {
-        let places = self.store.index.locate(ids)?;
-        match ids.iter().zip(places).find(|(_, place)| place.is_none()) {
+        let standing = self.store.index.standing(ids)?;
+        match ids.iter().zip(standing).find(|(_, standing)| !standing) {
             Some((id, _)) => Err(Error::Missing {
                 what: id.to_string(),
             }),

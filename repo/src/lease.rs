@@ -9,6 +9,7 @@
 //! anything up. A writer's lease delays the deletion of packs condemned after its epoch, since it may
 //! have found ids in them before. A reader's lease only adds its roots to what is alive.
 
+use std::collections::HashSet;
 use std::fs::{self, File, OpenOptions};
 use std::io::{self, Read};
 use std::os::unix::fs::FileExt;
@@ -18,7 +19,7 @@ use serde::{Deserialize, Serialize};
 
 use crate::index::{Fault, Index, View};
 use crate::lock::{Mode, try_flock};
-use crate::{Env, Error, LeaseId, PointId, Result, RootId, UnixMillis};
+use crate::{BlobId, Env, Error, LeaseId, Point, PointId, Result, RootId, UnixMillis};
 
 /// The largest lease file that is read, in bytes.
 const LEASE_BYTES_MAX: u64 = 64 << 20;
@@ -51,15 +52,34 @@ pub enum LeaseKind {
     Writer,
     /// Reads what hangs below its roots.
     Reader,
+    /// Moves records from pack to pack, under the maintenance lock; relies on nothing.
+    Mover,
 }
 
-/// What must stay alive.
+/// What must stay alive. Disks and files say all of it; the points they belong to are for people, and
+/// for the holder to look at again, since a record may be gone while its disks are still read.
 #[derive(Clone, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
 pub struct Roots {
-    /// Whole points.
+    /// The points.
     pub points: Vec<PointId>,
-    /// Single disks.
+    /// Disks: everything below them.
     pub disks: Vec<RootId>,
+    /// Pieces of files kept with points.
+    pub files: Vec<BlobId>,
+}
+
+impl Roots {
+    /// Everything of these points.
+    pub fn of<'a>(points: impl IntoIterator<Item = &'a Point>) -> Self {
+        let mut roots = Self::default();
+        for point in points {
+            roots.points.push(point.id);
+            roots.disks.extend(point.disks.iter().map(|disk| disk.root));
+            let files = point.files.iter();
+            roots.files.extend(files.flat_map(|file| &file.pieces));
+        }
+        roots
+    }
 }
 
 /// The leases of one repository.
@@ -217,9 +237,11 @@ impl LeaseStore {
         Ok(seen)
     }
 
-    /// Removes dead leases, and what is left of ones that never came to be.
-    pub fn sweep(&self) -> Result<()> {
-        for (_, path) in self.files("")?.into_iter().chain(self.files(".new")?) {
+    /// Removes the leases in `dead` that are, and what is left of ones that never came to be.
+    pub fn sweep(&self, dead: &HashSet<LeaseId>) -> Result<()> {
+        let mut leases = self.files("")?;
+        leases.retain(|(id, _)| dead.contains(id));
+        for (_, path) in leases.into_iter().chain(self.files(".new")?) {
             let Some(file) = open_existing(&path)? else {
                 continue;
             };
@@ -266,6 +288,7 @@ impl ReaderLease {
         let Self(lease) = self;
         lease.content.roots.points.extend(more.points);
         lease.content.roots.disks.extend(more.disks);
+        lease.content.roots.files.extend(more.files);
         index.read(|view| {
             lease.save()?;
             recheck(view).map_err(Fault::from)
@@ -338,6 +361,7 @@ mod tests {
         Roots {
             points: points.to_vec(),
             disks: vec![RootId::from_bytes([9; 32])],
+            files: vec![BlobId::from_bytes([8; 32])],
         }
     }
 
@@ -399,7 +423,7 @@ mod tests {
         let foreign = dir.path().join("notes.txt");
         fs::write(&debris, "").unwrap();
         fs::write(&foreign, "").unwrap();
-        leases.sweep().unwrap();
+        leases.sweep(&HashSet::new()).unwrap();
         assert!(!debris.exists());
         assert!(foreign.exists());
     }

@@ -1,5 +1,6 @@
 //! A repository on a local file system, and what it offers.
 
+mod clear_up;
 mod open;
 mod rebuild;
 mod watch;
@@ -8,11 +9,10 @@ pub use open::Parts;
 pub use rebuild::RebuildReport;
 pub use watch::PointWatch;
 
-use std::collections::{HashMap, HashSet};
+use std::collections::HashMap;
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
 
-use crate::adopt::adopt_packs;
 use crate::config::Config;
 use crate::format;
 use crate::format::geometry::{ChunkSize, FanOut};
@@ -22,8 +22,8 @@ use crate::pin::PinStore;
 use crate::storage::{Folder, ObjectName};
 use crate::store::Store;
 use crate::{
-    Backup, ByteLen, Codec, Disk, DiskReader, DomainLock, DomainUuid, Error, LeaseId,
-    MaintenanceLock, Point, PointId, RepoId, Result, RootId, StoredFile,
+    Backup, ByteLen, Codec, Disk, DiskReader, DomainLock, DomainUuid, Error, Point, PointId,
+    RepoId, Result, RootId, StoredFile,
 };
 
 /// How `init` sets a repository up.
@@ -158,16 +158,26 @@ impl Repository {
     pub fn begin_backup(&self, parents: &[PointId], command: &str) -> Result<Backup> {
         self.check_writable()?;
         self.clear_up()?;
-        let roots = Roots {
-            points: parents.to_vec(),
-            disks: Vec::new(),
-        };
+        let roots = self.roots_of(parents)?;
         let lease = self.leases.writer(command, roots, &self.store.index, |_| {
             parents
                 .iter()
                 .try_for_each(|point| self.check_exists(*point))
         })?;
         Backup::start(Arc::clone(&self.store), lease)
+    }
+
+    /// What a backup with these parents refers to. A parent whose record is damaged still has its
+    /// copy in the index, maybe; if not, there is nothing to refer to.
+    fn roots_of(&self, parents: &[PointId]) -> Result<Roots> {
+        let cached = self.store.index.read(|view| view.point_records(parents))?;
+        let mut points = Vec::with_capacity(parents.len());
+        for (id, record) in parents.iter().zip(cached) {
+            let cached = record
+                .and_then(|record| format::point::decode(&record, *id, &self.store.keys).ok());
+            points.push(cached.map_or_else(|| self.point(*id), Ok)?);
+        }
+        Ok(Roots::of(&points))
     }
 
     /// Opens a disk of a point, which may be forgotten, for reading.
@@ -192,12 +202,19 @@ impl Repository {
         let roots = Roots {
             points: vec![point],
             disks: vec![disk],
+            files: Vec::new(),
         };
         self.reader_lease_if_space(point, roots)
     }
 
-    /// The content of a file kept with a point.
-    pub fn read_file(&self, file: &StoredFile) -> Result<Vec<u8>> {
+    /// The content of a file kept with a point, which may be forgotten.
+    pub fn read_file(&self, point: &Point, file: &StoredFile) -> Result<Vec<u8>> {
+        let roots = Roots {
+            points: vec![point.id],
+            disks: Vec::new(),
+            files: file.pieces.clone(),
+        };
+        let _lease = self.reader_lease_if_space(point.id, roots)?;
         let mut content = Vec::new();
         for piece in &file.pieces {
             content.append(&mut self.store.fetch(*piece)?);
@@ -235,49 +252,6 @@ impl Repository {
     /// What reading and writing share.
     pub(crate) fn store(&self) -> &Arc<Store> {
         &self.store
-    }
-
-    /// Takes over what killed backups left behind. While somebody else does maintenance, it waits for
-    /// the next backup.
-    fn clear_up(&self) -> Result<()> {
-        let seen = self.leases.list()?;
-        if seen.iter().all(|lease| lease.alive) {
-            return Ok(());
-        }
-        // Not the dead: one that dies from here on is swept, too.
-        let alive: HashSet<LeaseId> = seen
-            .iter()
-            .filter(|lease| lease.alive)
-            .map(|lease| lease.id)
-            .collect();
-        let locks = self.path.join("locks");
-        let _alone = match MaintenanceLock::take(&locks, "virtkeep backup") {
-            Err(Error::Busy { .. }) => return Ok(()),
-            alone => alone?,
-        };
-        adopt_packs(&self.store, &alive)?;
-        self.reconcile_points()?;
-        self.store.storage.remove_debris()?;
-        self.leases.sweep()
-    }
-
-    /// Makes the index's cache of points hold the records there are, after somebody was killed between
-    /// the one and the other.
-    fn reconcile_points(&self) -> Result<()> {
-        let names = self.store.storage.list(Folder::Points)?;
-        let present: Vec<PointId> = names
-            .into_iter()
-            .filter_map(|name| match name {
-                ObjectName::Point(id) => Some(id),
-                _ => None,
-            })
-            .collect();
-        self.store
-            .index
-            .reconcile_points(&present, |id| match self.record(id) {
-                Err(Error::NoSuchPoint { .. }) => Ok(None),
-                record => record.map(Some),
-            })
     }
 
     fn scan_points(&self) -> Result<PointScan> {

@@ -188,7 +188,7 @@ fn the_point_keeps_the_domains_xml_and_the_log_of_the_run() {
     assert_eq!(point.consistency, Consistency::Crash);
     let content = |role| {
         let file = point.files.iter().find(|file| file.role == role).unwrap();
-        String::from_utf8(world.repo.read_file(file).unwrap()).unwrap()
+        String::from_utf8(world.repo.read_file(&point, file).unwrap()).unwrap()
     };
     assert!(content(FileRole::DomainXml).contains(&world.name));
     assert!(content(FileRole::LiveXml).contains("id="));

@@ -367,6 +367,7 @@ impl Restore<'_> {
         let definer = self.definer()?;
         self.announce();
         let cancel = signals::cancel_in_order(CLEANING)?;
+        let _hold = self.repo.hold(self.point, &cancel)?;
         let restored = DirectoryRestore {
             repo: self.repo,
             point: self.point,

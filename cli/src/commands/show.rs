@@ -114,7 +114,7 @@ fn file(
         .iter()
         .find_map(of)
         .with_context(|| format!("the point {} holds no {what}", point.id))?;
-    let content = repo.read_file(stored)?;
+    let content = repo.read_file(point, stored)?;
     let text = String::from_utf8_lossy(&content);
     if context.output.is_json() {
         context.output.json(&ContentLine {

@@ -144,7 +144,7 @@ impl DirectoryRestore<'_> {
             let Some(path) = path else {
                 continue;
             };
-            let content = match self.repo.read_file(stored) {
+            let content = match self.repo.read_file(self.point, stored) {
                 Err(error) if self.salvage && error.is_damage() => {
                     let lost = (stored.role, stored.name.clone(), error.to_string());
                     restored.lost_files.push(lost);

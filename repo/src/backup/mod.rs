@@ -27,8 +27,8 @@ use crate::manifest::{NodeSource, Shape, Tree};
 use crate::storage::ObjectName;
 use crate::store::Store;
 use crate::{
-    ByteLen, Cancel, Consistency, Disk, DiskSource, DiskStats, Domain, Error, FileRole, NodeId,
-    Point, PointId, Progress, RawId, RecordKind, Result, RootId, SourceKind, StoredFile,
+    ByteLen, Cancel, Consistency, Disk, DiskSource, DiskStats, Domain, Error, FileRole, LeaseId,
+    NodeId, Point, PointId, Progress, RawId, RecordKind, Result, RootId, SourceKind, StoredFile,
     UnixMillis,
 };
 
@@ -40,7 +40,29 @@ pub struct Backup {
     store: Arc<Store>,
     wanted: HashSet<RawId>,
     budget: Arc<Budget>,
+    unfinished: Unfinished,
     lease: WriterLease,
+}
+
+/// Notes, when it is dropped, that a lease ends without a point: what was stored under it is kept for
+/// the next try.
+struct Unfinished {
+    store: Arc<Store>,
+    lease: LeaseId,
+    committed: bool,
+}
+
+impl Drop for Unfinished {
+    fn drop(&mut self) {
+        if !self.committed {
+            let now = self.store.env.clock.now();
+            // It failing costs the next try some reading.
+            self.store
+                .index
+                .write(|edit| edit.note_unfinished(self.lease, now))
+                .ok();
+        }
+    }
 }
 
 /// What [`Backup::store_disk`] stored.
@@ -83,6 +105,11 @@ impl Backup {
             intake: Intake::start(Arc::clone(&store), lease.id()),
             wanted: store.index.wanted()?,
             budget: Budget::new(BACKUP_BYTES_IN_FLIGHT_MAX),
+            unfinished: Unfinished {
+                store: Arc::clone(&store),
+                lease: lease.id(),
+                committed: false,
+            },
             store,
             lease,
         })
@@ -177,7 +204,9 @@ impl Backup {
             point: id,
             intake,
             store,
+            // Should it fail, the last one here goes first: noted before the lease ends.
             lease,
+            mut unfinished,
             ..
         } = self;
         intake.finish()?;
@@ -196,6 +225,7 @@ impl Backup {
         };
         let record = format::point::encode(&point, &store.keys)?;
         store.storage.put(&ObjectName::Point(id), &record)?;
+        unfinished.committed = true;
         // The point exists now. Its row in the index is a cache that the next backup mends.
         store.index.put_point(id, &record).ok();
         drop(lease);

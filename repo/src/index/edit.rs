@@ -21,7 +21,7 @@ pub(super) struct Entry {
 
 /// A transaction that may change things. Nothing counts until it is committed.
 pub struct Edit {
-    transaction: WriteTransaction,
+    pub(super) transaction: WriteTransaction,
 }
 
 impl Edit {
@@ -40,6 +40,7 @@ impl Edit {
         self.transaction.open_table(PACK_NUMBERS)?;
         self.transaction.open_table(POINTS)?;
         self.transaction.open_table(WANTED)?;
+        self.transaction.open_table(UNFINISHED)?;
         let mut numbers = self.transaction.open_table(NUMBERS)?;
         numbers.insert(N_SCHEMA, SCHEMA)?;
         numbers.insert(N_EPOCH, 1)?;
@@ -114,8 +115,8 @@ impl Edit {
     /// Adds entries, which should be sorted by id.
     ///
     /// An id that is there keeps its place, so that adding is idempotent and readers keep finding
-    /// what they found, except where that place cannot be relied on: its pack is condemned or gone, or
-    /// the id is wanted. The id is wanted no more when it now lives elsewhere than where it was found damaged.
+    /// what they found, except where that place cannot be relied on: its pack is condemned, dead or gone,
+    /// or the id is wanted. The id is wanted no more when it now lives elsewhere than where it was found damaged.
     pub(super) fn add_entries(&self, entries: impl Iterator<Item = Entry>) -> Result<(), Fault> {
         let mut ids = self.transaction.open_table(IDS)?;
         let packs = self.transaction.open_table(PACKS)?;
@@ -131,9 +132,7 @@ impl Edit {
                     Some(reliable) => *reliable,
                     None => {
                         let row = packs.get(number)?.map(|row| decode(row.value()));
-                        let reliable = row
-                            .transpose()?
-                            .is_some_and(|row| !matches!(row.state, PackState::Condemned(_)));
+                        let reliable = row.transpose()?.is_some_and(|row| row.state.is_relied_on());
                         relied_on.insert(number, reliable);
                         reliable
                     }
@@ -189,8 +188,8 @@ impl Edit {
         Ok(())
     }
 
-    /// Condemns packs under a new epoch, which is returned. Packs that are not in the index, or
-    /// condemned already, stay as they are.
+    /// Condemns packs under a new epoch, which is returned. Packs that are not in the index, or not
+    /// live, stay as they are.
     pub fn condemn(&self, ids: &[PackId]) -> Result<u64, Fault> {
         let epoch = {
             let mut numbers = self.transaction.open_table(NUMBERS)?;
@@ -204,8 +203,8 @@ impl Edit {
         };
         for id in ids {
             self.change_state(*id, |state| match state {
-                PackState::Condemned(_) => state,
-                _ => PackState::Condemned(epoch),
+                PackState::Live => PackState::Condemned(epoch),
+                other => other,
             })?;
         }
         Ok(epoch)
@@ -214,12 +213,15 @@ impl Edit {
     /// Makes condemned packs live again.
     pub fn revive(&self, ids: &[PackId]) -> Result<(), Fault> {
         for id in ids {
-            self.change_state(*id, |_| PackState::Live)?;
+            self.change_state(*id, |state| match state {
+                PackState::Condemned(_) => PackState::Live,
+                other => other,
+            })?;
         }
         Ok(())
     }
 
-    fn change_state(
+    pub(super) fn change_state(
         &self,
         id: PackId,
         change: impl FnOnce(PackState) -> PackState,

@@ -15,6 +15,7 @@ mod edit;
 mod fault;
 mod files;
 mod gate;
+mod moves;
 mod overlay;
 mod tables;
 mod view;
@@ -32,8 +33,9 @@ pub use edit::Edit;
 pub use fault::Fault;
 pub use files::{IndexFiles, LocalFiles};
 pub use gate::{FileGate, Held, IndexLock, NoLock};
-pub use tables::{PackRow, PackState};
-pub use view::{IndexStats, Location, View};
+pub use moves::Move;
+pub use tables::{PackNumber, PackRow, PackState};
+pub use view::{IndexStats, Indexed, Location, View};
 
 use edit::{Entry, halves};
 use fault::{damaged, from_io};
@@ -233,6 +235,12 @@ impl Index {
     /// not when it is wanted.
     pub fn known(&self, ids: &[RawId]) -> Result<Vec<bool>> {
         self.look_up(ids, View::known)
+    }
+
+    /// Whether each id is there to stay for whoever holds a lease on it: also in a condemned pack,
+    /// not in a dead one.
+    pub fn standing(&self, ids: &[RawId]) -> Result<Vec<bool>> {
+        self.look_up(ids, View::standing)
     }
 
     /// Looks many ids up, letting go of the lock now and then.

@@ -8,7 +8,7 @@ use redb::TableDefinition;
 use crate::{LeaseId, PackId, PackKind};
 
 /// Version of what is written here; another one means: rebuild.
-pub(super) const SCHEMA: u64 = 1;
+pub(super) const SCHEMA: u64 = 2;
 
 /// Where each id lives: pack number, offset in the pack, stored length with the record's header.
 pub(super) const IDS: TableDefinition<[u8; 32], (u32, u32, u32)> = TableDefinition::new("ids");
@@ -25,6 +25,10 @@ pub(super) const POINTS: TableDefinition<[u8; 10], &[u8]> = TableDefinition::new
 
 /// Ids that were found damaged and must be stored anew.
 pub(super) const WANTED: TableDefinition<[u8; 32], ()> = TableDefinition::new("wanted");
+
+/// Leases that ended without a point, and when that was noticed: what they stored is kept for the
+/// next try, for a while.
+pub(super) const UNFINISHED: TableDefinition<[u8; 16], u64> = TableDefinition::new("unfinished");
 
 /// Single numbers, by the names below.
 pub(super) const NUMBERS: TableDefinition<&str, u64> = TableDefinition::new("numbers");
@@ -53,7 +57,20 @@ pub enum PackState {
     /// About to be deleted, since this epoch: still read from, but no longer relied on for
     /// deduplication.
     Condemned(u64),
+    /// Decided: nothing needs it, it is being taken away. What is still found in it counts as gone.
+    Dead,
 }
+
+impl PackState {
+    /// Whether a new point may refer to what lies in such a pack.
+    pub fn is_relied_on(self) -> bool {
+        matches!(self, Self::Entering | Self::Live)
+    }
+}
+
+/// The number by which the index knows a pack.
+#[derive(Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Hash, Debug)]
+pub struct PackNumber(pub(super) u32);
 
 /// What the index knows of a pack.
 #[derive(Clone, Copy, PartialEq, Eq, Debug)]
@@ -81,6 +98,7 @@ impl PackRow {
             PackState::Entering => (0, 0),
             PackState::Live => (1, 0),
             PackState::Condemned(epoch) => (2, epoch),
+            PackState::Dead => (3, 0),
         };
         let mut row = [0; ROW_BYTES];
         row[..16].copy_from_slice(self.id.as_bytes());
@@ -111,6 +129,7 @@ impl PackRow {
                 0 => PackState::Entering,
                 1 => PackState::Live,
                 2 => PackState::Condemned(epoch),
+                3 => PackState::Dead,
                 _ => return None,
             },
         })

@@ -382,3 +382,135 @@ fn an_index_left_by_a_killed_writer_is_read_where_nothing_may_be_written() {
     assert_eq!(index.known(&ids).unwrap(), [true; 500]);
     assert_ne!(fs::read(&path).unwrap(), before);
 }
+
+/// All entries, found in scans of three.
+fn scanned(index: &Index) -> Vec<Indexed> {
+    let mut all: Vec<Indexed> = Vec::new();
+    loop {
+        let from = all.last().map_or([0; 32], |last| {
+            let mut next = *last.id.as_bytes();
+            next[31] += 1;
+            next
+        });
+        let found = index
+            .read(|view| view.scan(RawId::from_bytes(from), 3))
+            .unwrap();
+        if found.is_empty() {
+            return all;
+        }
+        all.extend(found);
+    }
+}
+
+#[test]
+fn scans_pass_over_every_entry_once_in_the_order_of_ids() {
+    let dir = tempfile::tempdir().unwrap();
+    let index = create(dir.path());
+    index.add_packs(&[pack(1, 0..10), pack(2, 10..15)]).unwrap();
+    let rows = index.read(View::numbered_packs).unwrap();
+    let number = |name: u8| {
+        rows.iter()
+            .find(|row| row.1.id == pack(name, []).id)
+            .unwrap()
+            .0
+    };
+    let mut expected: Vec<(RawId, PackNumber)> = (0..10).map(|n| (id(n), number(1))).collect();
+    expected.extend((10..15).map(|n| (id(n), number(2))));
+    expected.sort_unstable();
+    let found: Vec<_> = scanned(&index).iter().map(|e| (e.id, e.pack)).collect();
+    assert_eq!(found, expected);
+}
+
+#[test]
+fn moved_records_are_found_in_their_new_pack_unless_they_were_stored_anew_meanwhile() {
+    let dir = tempfile::tempdir().unwrap();
+    let index = create(dir.path());
+    let (old, other, new) = (pack(1, [10, 11, 12]), pack(2, [20]), pack(3, [11, 12, 20]));
+    index.add_packs(&[old.clone(), other.clone()]).unwrap();
+    index.write(|edit| edit.want(&[id(12)])).unwrap();
+    let moves = [0, 1, 2].map(|entry| Move {
+        from: old.id,
+        pack: 0,
+        entry,
+    });
+    index
+        .move_records(std::slice::from_ref(&new), &moves)
+        .unwrap();
+    let found = index.locate(&[id(10), id(11), id(12), id(20)]).unwrap();
+    assert_eq!(
+        found,
+        [at(&old, 0), at(&new, 0), at(&new, 1), at(&other, 0)]
+    );
+    assert_eq!(index.known(&[id(11), id(12)]).unwrap(), [true, true]);
+    assert!(index.wanted().unwrap().is_empty());
+    assert!(
+        index
+            .packs()
+            .unwrap()
+            .iter()
+            .all(|row| row.state == PackState::Live)
+    );
+}
+
+#[test]
+fn only_a_condemned_pack_is_buried_and_what_is_in_a_dead_one_counts_as_gone() {
+    let dir = tempfile::tempdir().unwrap();
+    let index = create(dir.path());
+    let (a, b) = (pack(1, [10, 11]), pack(2, [20]));
+    index.add_packs(&[a.clone(), b.clone()]).unwrap();
+    index.write(|edit| edit.condemn(&[a.id])).unwrap();
+    assert_eq!(index.standing(&[id(10)]).unwrap(), [true]);
+    index.write(|edit| edit.bury(&[a.id, b.id])).unwrap();
+    let states: Vec<_> = index.packs().unwrap().iter().map(|row| row.state).collect();
+    assert_eq!(states, [PackState::Dead, PackState::Live]);
+    let ids = [id(10), id(20), id(99)];
+    assert_eq!(index.standing(&ids).unwrap(), [false, true, false]);
+    assert_eq!(index.known(&ids).unwrap(), [false, true, false]);
+
+    // The dead stay dead, and what they held is stored elsewhere.
+    index
+        .write(|edit| {
+            edit.revive(&[a.id])?;
+            edit.condemn(&[a.id])
+        })
+        .unwrap();
+    assert_eq!(index.standing(&[id(10)]).unwrap(), [false]);
+    let c = pack(3, [10]);
+    index.add_packs(std::slice::from_ref(&c)).unwrap();
+    assert_eq!(index.locate(&[id(10)]).unwrap(), [at(&c, 0)]);
+}
+
+#[test]
+fn only_entries_that_point_to_the_pack_are_dropped_with_it() {
+    let dir = tempfile::tempdir().unwrap();
+    let index = create(dir.path());
+    let (a, b) = (pack(1, [10, 11]), pack(2, [11, 12]));
+    index.add_packs(&[a.clone(), b.clone()]).unwrap();
+    let rows = index.read(View::numbered_packs).unwrap();
+    let number = rows.iter().find(|row| row.1.id == b.id).unwrap().0;
+    let ids = [id(11), id(12), id(99)];
+    index
+        .drop_located(ids.map(|id| (id, number)).to_vec())
+        .unwrap();
+    index.write(|edit| edit.remove_packs(&[b.id])).unwrap();
+    assert_eq!(index.locate(&ids).unwrap(), [at(&a, 1), None, None]);
+    assert_eq!(index.packs().unwrap().len(), 1);
+}
+
+#[test]
+fn when_a_lease_ended_without_a_point_is_remembered_from_the_first_time_on() {
+    let dir = tempfile::tempdir().unwrap();
+    let index = create(dir.path());
+    let lease = LeaseId::from_bytes([5; 16]);
+    for time in [7, 9] {
+        index
+            .write(|edit| edit.note_unfinished(lease, crate::UnixMillis(time)))
+            .unwrap();
+    }
+    let all = index.read(View::unfinished).unwrap();
+    assert_eq!(all, [(lease, crate::UnixMillis(7))]);
+    index
+        .write(|edit| edit.forget_unfinished(&[lease]))
+        .unwrap();
+    assert_eq!(index.read(View::unfinished).unwrap(), []);
+}

@@ -27,6 +27,17 @@ pub struct Location {
     pub len: u32,
 }
 
+/// An entry, as a scan finds it.
+#[derive(Clone, Copy, PartialEq, Eq, Debug)]
+pub struct Indexed {
+    /// The id.
+    pub id: RawId,
+    /// In which pack it is.
+    pub pack: PackNumber,
+    /// Length of the whole record in bytes.
+    pub len: u32,
+}
+
 /// What the index holds, in numbers.
 #[derive(Clone, Copy, PartialEq, Eq, Debug, Default)]
 pub struct IndexStats {
@@ -48,7 +59,7 @@ pub struct IndexStats {
 
 /// One moment of the index.
 pub struct View {
-    transaction: ReadTransaction,
+    pub(super) transaction: ReadTransaction,
     rows: RefCell<HashMap<u32, PackRow>>,
 }
 
@@ -73,7 +84,7 @@ impl View {
             .ok_or(Fault::Damaged("a number is missing"))
     }
 
-    /// Where each id is; also finds what lies in condemned packs.
+    /// Where each id is; also finds what lies in condemned and dead packs.
     pub fn locate(&self, ids: &[RawId]) -> Result<Vec<Option<Location>>, Fault> {
         let table = self.transaction.open_table(IDS)?;
         let packs = self.transaction.open_table(PACKS)?;
@@ -97,7 +108,8 @@ impl View {
             .collect()
     }
 
-    /// Whether each id may be relied on: located, in a pack that is not condemned, and not wanted.
+    /// Whether each id may be relied on: located, in a pack that is neither condemned nor dead, and
+    /// not wanted.
     pub fn known(&self, ids: &[RawId]) -> Result<Vec<bool>, Fault> {
         let table = self.transaction.open_table(IDS)?;
         let packs = self.transaction.open_table(PACKS)?;
@@ -111,10 +123,53 @@ impl View {
                 let (number, ..) = entry.value();
                 let relied_on = self
                     .row(&packs, number)?
-                    .is_some_and(|pack| !matches!(pack.state, PackState::Condemned(_)));
+                    .is_some_and(|pack| pack.state.is_relied_on());
                 Ok(relied_on && !(any_wanted && wanted.get(id.as_bytes())?.is_some()))
             })
             .collect()
+    }
+
+    /// Whether each id is there to stay for whoever holds a lease on it: located, in a pack that is
+    /// not dead.
+    pub fn standing(&self, ids: &[RawId]) -> Result<Vec<bool>, Fault> {
+        let table = self.transaction.open_table(IDS)?;
+        let packs = self.transaction.open_table(PACKS)?;
+        ids.iter()
+            .map(|id| {
+                let Some(entry) = table.get(id.as_bytes())? else {
+                    return Ok(false);
+                };
+                let pack = self.row(&packs, entry.value().0)?;
+                Ok(pack.is_some_and(|pack| pack.state != PackState::Dead))
+            })
+            .collect()
+    }
+
+    /// The entries from `from` on, in the order of their ids, at most `count`.
+    pub fn scan(&self, from: RawId, count: usize) -> Result<Vec<Indexed>, Fault> {
+        let table = self.transaction.open_table(IDS)?;
+        let mut found = Vec::with_capacity(count);
+        for entry in table.range(*from.as_bytes()..)?.take(count) {
+            let (id, place) = entry?;
+            let (pack, _, len) = place.value();
+            found.push(Indexed {
+                id: RawId::from_bytes(id.value()),
+                pack: PackNumber(pack),
+                len,
+            });
+        }
+        Ok(found)
+    }
+
+    /// Every pack with its number.
+    pub fn numbered_packs(&self) -> Result<Vec<(PackNumber, PackRow)>, Fault> {
+        let packs = self.transaction.open_table(PACKS)?;
+        let mut rows = Vec::new();
+        for row in packs.iter()? {
+            let (number, row) = row?;
+            rows.push((PackNumber(number.value()), decode(row.value())?));
+        }
+        Ok(rows)
     }
 
     /// Every pack.
@@ -135,6 +190,17 @@ impl View {
             Some(number) => self.row(&packs, number.value()),
             None => Ok(None),
         }
+    }
+
+    /// The cached records of these points; none for one without a row.
+    pub fn point_records(&self, ids: &[PointId]) -> Result<Vec<Option<Vec<u8>>>, Fault> {
+        let points = self.transaction.open_table(POINTS)?;
+        ids.iter()
+            .map(|id| {
+                let record = points.get(id.as_bytes())?;
+                Ok(record.map(|record| record.value().to_vec()))
+            })
+            .collect()
     }
 
     /// The cached point records, by id.

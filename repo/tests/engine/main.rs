@@ -11,6 +11,7 @@ mod disk;
 mod forget;
 mod hardship;
 mod histories;
+mod leases;
 mod parents;
 mod rebuild;
 mod restore;
