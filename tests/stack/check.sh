@@ -12,6 +12,7 @@
 #   scripts    shellcheck, where it is installed
 #   stack      the private libvirtd and the guest that the tests stand on
 #   test       all tests of the workspace, beside a private libvirtd
+#   fuzz       hostile bytes for every decoder, a few seconds each
 #   memory     the tests of the unsafe crate under valgrind
 #
 # Without a SECTION: all of them, in this order. It stops at the first that fails.
@@ -19,14 +20,14 @@
 set -euo pipefail
 cd "$(dirname "$0")/../.."
 
-readonly SECTIONS=(install format clippy docs licences scripts stack test memory)
+readonly SECTIONS=(install format clippy docs licences scripts stack test fuzz memory)
 
 usage() { sed -n '3,/^$/{s/^# \{0,1\}//;p}' "$0"; }
 
 section_install() { tests/stack/install.sh test; }
 
 section_format() {
-    if ! cargo fmt --all --check -- -l; then
+    if ! cargo fmt --all --check -- -l || ! cargo fmt --manifest-path fuzz/Cargo.toml --check -- -l; then
         echo "the files above are not formatted: run cargo fmt" >&2
         return 1
     fi
@@ -56,6 +57,8 @@ section_test() {
     cargo test --workspace --locked --no-run
     CARGO_NET_OFFLINE=true tests/stack/with-libvirt cargo test --workspace --locked
 }
+
+section_fuzz() { tests/stack/fuzz.sh; }
 
 section_memory() { CARGO_NET_OFFLINE=true libnbd/tests/valgrind.sh; }
 
