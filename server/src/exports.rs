@@ -18,6 +18,17 @@ pub trait Exports: Send + Sync {
     fn open(&self, name: &str) -> Result<Arc<dyn Export>, OpenError>;
 }
 
+/// The registry that a program keeps a handle on, to change it while it is served.
+impl<E: Exports + ?Sized> Exports for Arc<E> {
+    fn list(&self) -> Result<Vec<Listing>, ExportError> {
+        E::list(self)
+    }
+
+    fn open(&self, name: &str) -> Result<Arc<dyn Export>, OpenError> {
+        E::open(self, name)
+    }
+}
+
 /// One export in the list.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct Listing {

@@ -251,3 +251,93 @@ fn a_read_only_export_refuses_qemu_io_to_write() {
     let said = String::from_utf8_lossy(&write.stderr);
     assert!(said.contains("Permission denied"), "{said}");
 }
+
+/// What `nbdinfo --can` and `--is` say: an exit code.
+fn nbdinfo_says(question: &str, what: &str, uri: &str) -> bool {
+    let status = Process::new("nbdinfo").args([question, what, uri]).status();
+    status.expect("nbdinfo is installed").success()
+}
+
+#[test]
+fn nbdinfo_knows_what_each_export_can_and_is() {
+    let exports = ExportMap::new()
+        .with("new", Arc::new(disk()))
+        .with("old", Arc::new(Changed(disk())));
+    let served = Served::start(exports, Limits::default());
+    let (new, old) = (served.uri("new"), served.uri("old"));
+    for can in [
+        "connect",
+        "read",
+        "write",
+        "df",
+        "flush",
+        "fua",
+        "multi-conn",
+        "trim",
+        "zero",
+        "fast-zero",
+        "structured-reply",
+    ] {
+        assert!(nbdinfo_says("--can", can, &new), "{can}");
+    }
+    for cannot in ["cache", "write", "trim", "zero", "fast-zero"] {
+        assert!(!nbdinfo_says("--can", cannot, &old), "{cannot}");
+    }
+    assert!(nbdinfo_says("--is", "read-only", &old));
+    assert!(!nbdinfo_says("--is", "read-only", &new));
+    assert!(!nbdinfo_says("--is", "rotational", &new));
+    assert!(!nbdinfo_says("--is", "tls", &new));
+    assert_eq!(run("nbdinfo", &["--size", &old]).trim(), "67108864");
+    let totals = run("nbdinfo", &["--map", "--totals", "--json", &new]);
+    let totals: Value = serde_json::from_str(&totals).expect("JSON");
+    assert_eq!(totals[0]["size"], 2 * MIB);
+    assert_eq!(totals[1]["size"], 62 * MIB);
+}
+
+#[test]
+fn qemu_reads_a_context_of_the_exports_own() {
+    let served = Served::one(Changed(disk()));
+    let image = format!(
+        "driver=nbd,server.type=unix,server.path={},export=disk,x-dirty-bitmap=x-test:changed",
+        served.socket().display()
+    );
+    let map = run(
+        "qemu-img",
+        &["map", "--output=json", "--image-opts", &image],
+    );
+    let map: Value = serde_json::from_str(&map).expect("JSON");
+    // QEMU shows what is dirty as if it were a hole in the data.
+    assert_eq!(map[0]["length"], 32 * MIB);
+    assert_ne!(map[0]["data"], map[1]["data"]);
+}
+
+#[test]
+fn nbdfuse_shows_an_export_as_a_file() {
+    if fs::File::open("/dev/fuse").is_err() {
+        eprintln!("skipped: no /dev/fuse here");
+        return;
+    }
+    let disk = Arc::new(disk());
+    let exports = ExportMap::new().with("disk", disk.clone());
+    let served = Served::start(exports, Limits::default());
+    let mount = served.path("mount");
+    fs::create_dir(&mount).expect("made");
+    let file = format!("{mount}/disk");
+    let mut nbdfuse = Process::new("nbdfuse")
+        .args(["-r", &file, &served.uri("disk")])
+        .stdin(Stdio::null())
+        .spawn()
+        .expect("nbdfuse is installed");
+    while !fs::exists(&file).unwrap_or(false) {
+        assert!(
+            nbdfuse.try_wait().expect("our child").is_none(),
+            "nbdfuse ended"
+        );
+        std::thread::sleep(std::time::Duration::from_millis(10));
+    }
+    let found = fs::read(&file);
+    let pid = rustix::process::Pid::from_child(&nbdfuse);
+    rustix::process::kill_process(pid, rustix::process::Signal::TERM).expect("signalled");
+    nbdfuse.wait().expect("our child");
+    assert!(found.expect("a file") == bytes(&*disk));
+}

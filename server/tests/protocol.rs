@@ -2,6 +2,7 @@
 
 mod common;
 
+use std::collections::BTreeMap;
 use std::io::Write;
 use std::sync::mpsc::{Receiver, Sender, channel};
 use std::sync::{Arc, Mutex};
@@ -13,8 +14,8 @@ use nbd_server::wire::option_reply::{OptionError, ReplyBody};
 use nbd_server::wire::reply::{ErrorCode, ReplyHead};
 use nbd_server::wire::request::{Command, CommandFlags};
 use nbd_server::{
-    BlockSizes, Export, ExportError, ExportMap, Exports, Features, Limits, Listing, MemoryDisk,
-    OpenError,
+    BlockSizes, Context, Export, ExportError, ExportMap, Exports, Extents, Features, Limits,
+    Listing, MemoryDisk, OpenError, ZeroMode,
 };
 
 fn disk() -> MemoryDisk {
@@ -488,4 +489,237 @@ fn an_export_that_panics_loses_its_client_and_nobody_else() {
     running
         .stop(Duration::from_secs(60))
         .expect("no thread is left");
+}
+
+/// Extents of one flag each, in as many contexts as are asked for: `x-test:` and a number.
+struct Numbered;
+
+struct Number(u32);
+
+impl Export for Numbered {
+    fn size(&self) -> u64 {
+        MIB
+    }
+    fn read(&self, _: u64, buffer: &mut [u8]) -> Result<(), ExportError> {
+        buffer.fill(0);
+        Ok(())
+    }
+    fn contexts(&self) -> Vec<String> {
+        vec!["x-test:1".to_owned(), "x-other:1".to_owned()]
+    }
+    fn context(&self, name: &str) -> Option<Box<dyn Context>> {
+        let number = name.strip_prefix("x-test:")?.parse().ok()?;
+        Some(Box::new(Number(number)))
+    }
+}
+
+impl Context for Number {
+    fn status(&self, _: u64, length: u64, extents: &mut Extents) -> Result<(), ExportError> {
+        extents.push(length, self.0);
+        Ok(())
+    }
+}
+
+#[test]
+fn contexts_are_listed_by_namespace_and_name_and_several_are_answered_together() {
+    let served = Served::one(Numbered);
+    let mut client = served.client();
+    client.accepted(&ClientOption::StructuredReply);
+    let mut listed = |queries: &[&str]| -> Vec<String> {
+        let option = ClientOption::ListMetaContext(contexts("disk", queries));
+        let name = |body| match body {
+            ReplyBody::MetaContext { name, .. } => name,
+            other => panic!("{other:?}"),
+        };
+        client.accepted(&option).into_iter().map(name).collect()
+    };
+    assert_eq!(listed(&[]), ["base:allocation", "x-test:1", "x-other:1"]);
+    assert_eq!(listed(&["x-test:"]), ["x-test:1"]);
+    assert_eq!(
+        listed(&["base:", "x-other:1"]),
+        ["base:allocation", "x-other:1"]
+    );
+    // One that is not in the list, but exists.
+    assert_eq!(listed(&["x-test:4711"]), ["x-test:4711"]);
+    assert!(listed(&["x-none:", "no colon", "base:else"]).is_empty());
+
+    let queries = [
+        "x-test:7",
+        "base:allocation",
+        "x-none:1",
+        "x-test:9",
+        "x-test:7",
+    ];
+    let selected = client.accepted(&ClientOption::SetMetaContext(contexts("disk", &queries)));
+    assert_eq!(selected.len(), 3);
+    client.go("disk");
+    client.send(Command::BlockStatus, 1, 512, 1024);
+    for (number, flag) in [(0, 7), (1, 0), (2, 9)] {
+        let (head, _, extents) = client.reply();
+        let expected = ReplyHead::BlockStatus {
+            context: number,
+            extents: 1,
+            done: number == 2,
+        };
+        assert_eq!(head, expected);
+        assert_eq!(extents, [0, 0, 4, 0, 0, 0, 0, flag]);
+    }
+}
+
+#[test]
+fn each_command_reaches_the_export_with_its_flags() {
+    #[derive(Default)]
+    struct Recorder(Mutex<Vec<String>>);
+    impl Recorder {
+        fn note(&self, what: String) -> Result<(), ExportError> {
+            self.0.lock().expect("unpoisoned").push(what);
+            Ok(())
+        }
+    }
+    impl Export for Recorder {
+        fn size(&self) -> u64 {
+            MIB
+        }
+        fn features(&self) -> Features {
+            Features {
+                writable: true,
+                trim: true,
+                cache: true,
+                multi_conn: true,
+                rotational: true,
+            }
+        }
+        fn read(&self, offset: u64, buffer: &mut [u8]) -> Result<(), ExportError> {
+            buffer.fill(0);
+            self.note(format!("read {offset} {}", buffer.len()))
+        }
+        fn write(&self, offset: u64, data: &[u8]) -> Result<(), ExportError> {
+            self.note(format!("write {offset} {}", data.len()))
+        }
+        fn write_zeroes(
+            &self,
+            offset: u64,
+            length: u64,
+            mode: ZeroMode,
+        ) -> Result<(), ExportError> {
+            let ZeroMode {
+                keep_allocated,
+                fast_only,
+            } = mode;
+            self.note(format!(
+                "zero {offset} {length} {keep_allocated} {fast_only}"
+            ))
+        }
+        fn trim(&self, offset: u64, length: u64) -> Result<(), ExportError> {
+            self.note(format!("trim {offset} {length}"))
+        }
+        fn cache(&self, offset: u64, length: u64) -> Result<(), ExportError> {
+            self.note(format!("cache {offset} {length}"))
+        }
+        fn flush(&self) -> Result<(), ExportError> {
+            self.note("flush".to_owned())
+        }
+    }
+    use Command::*;
+    const FUA: u16 = CommandFlags::FUA;
+    let recorder = Arc::new(Recorder::default());
+    let exports = ExportMap::new().with("disk", recorder.clone());
+    let served = Served::start(exports, Limits::default());
+    let mut client = served.session();
+    for (command, flags, expected) in [
+        (WriteZeroes, 0, "zero 512 1024 false false"),
+        (
+            WriteZeroes,
+            CommandFlags::NO_HOLE,
+            "zero 512 1024 true false",
+        ),
+        (
+            WriteZeroes,
+            CommandFlags::FAST_ZERO,
+            "zero 512 1024 false true",
+        ),
+        (WriteZeroes, FUA, "zero 512 1024 false false, flush"),
+        (Trim, 0, "trim 512 1024"),
+        (Trim, FUA, "trim 512 1024, flush"),
+        (Write, FUA, "write 512 1024, flush"),
+        (Cache, 0, "cache 512 1024"),
+        (Flush, 0, "flush"),
+        (Read, FUA, "read 512 1024"),
+    ] {
+        client.send_with(command, flags, 1, 512, 1024);
+        if command == Write {
+            client.stream.write_all(&[1; 1024]).expect("sent");
+        }
+        let (head, ..) = client.reply();
+        assert!(
+            !matches!(head, ReplyHead::Error { .. }),
+            "{command:?}: {head:?}"
+        );
+        let noted = std::mem::take(&mut *recorder.0.lock().expect("unpoisoned"));
+        assert_eq!(noted.join(", "), expected, "{command:?} {flags}");
+    }
+}
+
+#[test]
+fn exports_come_and_go_while_clients_are_connected() {
+    /// Names that can be changed while it is served.
+    #[derive(Default)]
+    struct Changing(Mutex<BTreeMap<String, Arc<dyn Export>>>);
+    impl Exports for Changing {
+        fn list(&self) -> Result<Vec<Listing>, ExportError> {
+            let listing = |name: &String| Listing {
+                name: name.clone(),
+                description: String::new(),
+            };
+            Ok(self
+                .0
+                .lock()
+                .expect("unpoisoned")
+                .keys()
+                .map(listing)
+                .collect())
+        }
+        fn open(&self, name: &str) -> Result<Arc<dyn Export>, OpenError> {
+            let exports = self.0.lock().expect("unpoisoned");
+            let unavailable = || OpenError::Unavailable("it has gone".to_owned());
+            exports.get(name).cloned().ok_or_else(unavailable)
+        }
+    }
+    let changing = Arc::new(Changing::default());
+    let first: Arc<dyn Export> = Arc::new(disk());
+    let add = |name: &str, export: &Arc<dyn Export>| {
+        let mut exports = changing.0.lock().expect("unpoisoned");
+        exports.insert(name.to_owned(), export.clone());
+    };
+    add("disk", &first);
+    let served = Served::start(changing.clone(), Limits::default());
+    let mut connected = served.session();
+    let mut choosing = served.client();
+    assert_eq!(choosing.accepted(&ClientOption::List).len(), 1);
+
+    changing.0.lock().expect("unpoisoned").clear();
+    add("new", &(Arc::new(MemoryDisk::new(MIB)) as Arc<dyn Export>));
+    assert_eq!(Arc::strong_count(&first), 2, "held by its client alone");
+    let listed = choosing.accepted(&ClientOption::List);
+    assert!(
+        matches!(&listed[..], [ReplyBody::Server { name, .. }] if name == "new"),
+        "{listed:?}"
+    );
+    let gone = choosing.option(&ClientOption::Go(info("disk")));
+    assert!(
+        matches!(
+            gone[..],
+            [ReplyBody::Error {
+                code: OptionError::Unknown,
+                ..
+            }]
+        ),
+        "{gone:?}"
+    );
+    choosing.go("new");
+    connected.assert_served();
+    connected.send(Command::Disconnect, 0, 0, 0);
+    assert!(connected.is_closed());
+    served.wait_for_connections(1);
+    assert_eq!(Arc::strong_count(&first), 1, "nobody holds it any more");
 }
