@@ -149,6 +149,14 @@ impl Intake {
             .map_err(|poisoned| lock(&self.shared.failure).take().unwrap_or(poisoned))
     }
 
+    /// Puts the reason in the place of the remark that there is one, for the first who asks.
+    pub(super) fn explain<T>(&self, result: Result<T>) -> Result<T> {
+        match result {
+            Err(Error::Poisoned) => self.failure().and(Err(Error::Poisoned)),
+            result => result,
+        }
+    }
+
     fn hand_over(&self, full: PackWriter) -> Result<()> {
         // Waits for an earlier pack when the disk is slower than we are.
         let finishing = self

@@ -159,7 +159,8 @@ impl Backup {
         };
         let job = DiskJob::new(around, shape, planner);
         let read = rayon::in_place_scope(|scope| source.read(&job.queue(scope)));
-        let (root, stats) = job.finish(read.map_err(Error::Source))?;
+        let finished = job.finish(read.map_err(Error::Source));
+        let (root, stats) = self.intake.explain(finished)?;
         Ok(StoredDisk { root, stats })
     }
 
@@ -187,7 +188,8 @@ impl Backup {
                 return Err(Error::Source(reason.into()));
             }
             let id = self.store.keys.blob_id(&piece);
-            self.intake.put(RecordKind::Blob, &[(id.raw(), &piece)])?;
+            let stored = self.intake.put(RecordKind::Blob, &[(id.raw(), &piece)]);
+            self.intake.explain(stored)?;
             pieces.push(id);
         }
         Ok(StoredFile {

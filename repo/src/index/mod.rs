@@ -149,7 +149,10 @@ impl Index {
             }
             drop(held);
             match self.recover() {
-                Err(Error::ReadOnly { .. }) => return self.read_unfinished(work),
+                // Where nothing can be written, for want of space perhaps, it can still be read.
+                Err(Error::ReadOnly { .. } | Error::Io { .. }) => {
+                    return self.read_unfinished(work);
+                }
                 recovered => recovered?,
             }
         }

@@ -1,6 +1,6 @@
-//! Reading an index that a killed writer left its mark in, where nothing may be written: on read-only
-//! media, or without locks. redb sets such a file right when it opens it; here what it writes for
-//! that (a header and a few pages) stays in memory and is thrown away.
+//! Reading an index that a writer left its mark in, where nothing may or can be written: on read-only
+//! media, without locks, when no space is left. redb sets such a file right when it opens it; here what
+//! it writes for that (a header and a few pages) stays in memory and is thrown away.
 
 use std::collections::BTreeMap;
 use std::io;

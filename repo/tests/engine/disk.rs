@@ -1,6 +1,7 @@
 //! A disk in memory that keeps a dirty bitmap, as QEMU does, and a repository to back it up into.
 
 use std::collections::BTreeSet;
+use std::ops::Range;
 use std::sync::Mutex;
 
 use tempfile::TempDir;
@@ -239,18 +240,27 @@ impl DiskSink for MemorySink {
     }
 }
 
-/// The bytes `from..until` of the disk of a point; rubbish (0xcc) outside.
+/// The bytes `from..until` of the first disk of a point; rubbish (0xcc) outside.
 pub(crate) fn restore_range(repo: &Repository, point: &Point, from: u64, until: u64) -> Vec<u8> {
-    let reader = repo.read_disk(point, &point.disks[0]).unwrap();
+    restore_part(repo, point, &point.disks[0], from..until)
+}
+
+/// A whole disk of a point.
+pub(crate) fn restore_disk(repo: &Repository, point: &Point, disk: &Disk) -> Vec<u8> {
+    restore_part(repo, point, disk, 0..disk.size.0)
+}
+
+fn restore_part(repo: &Repository, point: &Point, disk: &Disk, part: Range<u64>) -> Vec<u8> {
+    let reader = repo.read_disk(point, disk).unwrap();
     let sink = MemorySink::filled(reader.size());
-    let (from, until) = (DiskOffset(from), DiskOffset(until));
+    let (from, until) = (DiskOffset(part.start), DiskOffset(part.end));
     reader
         .copy_to(from, until, &sink, &NoProgress, &Cancel::new())
         .unwrap();
     sink.into_bytes()
 }
 
-/// The whole disk of a point.
+/// The whole first disk of a point.
 pub(crate) fn restore(repo: &Repository, point: &Point) -> Vec<u8> {
-    restore_range(repo, point, 0, point.disks[0].size.0)
+    restore_disk(repo, point, &point.disks[0])
 }

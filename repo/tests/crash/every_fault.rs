@@ -1,0 +1,109 @@
+//! Every operation of a scenario fails: no space is left, or the media fail, once or from then on.
+//! Then: what was begun is done or fails with the reason; nothing committed is lost, others go on
+//! reading; and when all is well again, so is the repository.
+
+use std::panic::{AssertUnwindSafe, catch_unwind, resume_unwind};
+
+use virtkeep_repo::{Error, Result};
+
+use crate::effort::Effort;
+use crate::model::Survival;
+use crate::power::{Plan, Trouble};
+use crate::scenarios::{AFTER_A_KILL, FIRST_BACKUP, INCREMENTAL, PIN, REBUILD, Scenario, rebuild};
+use crate::world::{Machine, World};
+
+/// Moments tried by default, for each scenario and kind of trouble.
+const MOMENTS: u64 = 8;
+
+/// Trouble, and for how many operations.
+const TROUBLES: [(Trouble, u64); 4] = [
+    (Trouble::NoSpace, 1),
+    (Trouble::Media, 1),
+    (Trouble::NoSpace, u64::MAX),
+    (Trouble::Media, u64::MAX),
+];
+
+fn bears(scenario: &Scenario) {
+    let mut machine = Machine::new(1);
+    let world = (scenario.before)(&mut machine);
+    let all = scenario.operations(&world, &machine);
+    let moments = Effort::chosen(MOMENTS).of(all);
+    for at in &moments {
+        for (trouble, count) in TROUBLES {
+            let mut machine = machine.clone();
+            let run = world.copy(*at);
+            let plan = Plan::Fault {
+                at: *at,
+                count,
+                trouble,
+            };
+            run.disk.follow(plan, || {});
+            let examined = catch_unwind(AssertUnwindSafe(|| {
+                let done = (scenario.work)(&run, &mut machine);
+                examine(&run, &machine, done, trouble);
+            }));
+            if let Err(panic) = examined {
+                let (name, trace) = (scenario.name, run.disk.trace());
+                eprintln!("{name}: {plan:?} after\n{trace}");
+                resume_unwind(panic);
+            }
+        }
+    }
+    let (name, tried) = (scenario.name, moments.len());
+    println!("{name}: {tried} of {all} operations failed in 4 ways");
+}
+
+/// What must hold after trouble that may still go on.
+fn examine(world: &World, machine: &Machine, done: Result<()>, trouble: Trouble) {
+    let machine = &mut machine.clone();
+    match done {
+        Ok(()) => {}
+        Err(error @ Error::Io { .. }) => {
+            assert_eq!(error.is_no_space(), trouble == Trouble::NoSpace, "{error}");
+        }
+        Err(error) => panic!("an error that does not tell the reason: {error:?}"),
+    }
+    machine.inspect(&world.open_read_only().unwrap());
+    machine.inspect(&world.open().unwrap());
+
+    let off = world.copy(7);
+    world.disk.mend();
+    let repo = world.open().unwrap();
+    machine.find_all_well(&repo);
+    let mut later = machine.clone();
+    later.back_up(&repo).unwrap();
+    later.find_all_well(&repo);
+
+    // What a failed sync left unwritten is lost when power fails. The index is a cache.
+    let after = off.after_power_loss(Survival::Nothing, 1);
+    rebuild(&after).unwrap();
+    let repo = after.open().unwrap();
+    machine.find_all_well(&repo);
+    machine.back_up(&repo).unwrap();
+    machine.find_all_well(&repo);
+}
+
+#[test]
+fn every_operation_of_the_first_backup_fails() {
+    bears(&FIRST_BACKUP);
+}
+
+#[test]
+fn every_operation_of_an_incremental_backup_fails() {
+    bears(&INCREMENTAL);
+}
+
+#[test]
+fn every_operation_of_a_backup_fails_that_takes_over_what_a_killed_one_left() {
+    bears(&AFTER_A_KILL);
+}
+
+#[test]
+fn every_operation_fails_that_builds_the_index_anew() {
+    bears(&REBUILD);
+}
+
+#[test]
+fn every_operation_fails_that_pins_points() {
+    bears(&PIN);
+}

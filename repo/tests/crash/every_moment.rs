@@ -1,0 +1,133 @@
+//! Power fails at every moment of a scenario. Then: the repository opens, also where nothing may be
+//! written; check finds no damage; every committed point is there byte by byte; and the next backups
+//! work.
+
+use std::panic::{AssertUnwindSafe, catch_unwind, resume_unwind};
+
+use virtkeep_repo::Error;
+
+use crate::effort::Effort;
+use crate::model::Survival;
+use crate::power::Plan;
+use crate::scenarios::{AFTER_A_KILL, FIRST_BACKUP, INCREMENTAL, PIN, REBUILD, Scenario};
+use crate::world::{Machine, World};
+
+/// What becomes of that which was not synced; tried in turn.
+const FATES: [Survival; 6] = [
+    Survival::ByChance,
+    Survival::Names,
+    Survival::UpToAMoment,
+    Survival::Nothing,
+    Survival::Everything,
+    Survival::Content,
+];
+
+/// Moments tried by default, for each scenario.
+const MOMENTS: u64 = 24;
+
+fn survives(scenario: &Scenario) {
+    let mut machine = Machine::new(1);
+    let world = (scenario.before)(&mut machine);
+    let all = scenario.operations(&world, &machine);
+    let effort = Effort::chosen(MOMENTS);
+    let moments = effort.of(all);
+    let mut fates = 0;
+    for at in &moments {
+        let mut machine = machine.clone();
+        let run = world.copy(*at);
+        let plan = Plan::PowerLoss { at: *at };
+        run.disk.follow(plan, run.last_words());
+        // It may have done all it promised by then, as far as the caller can tell.
+        (scenario.work)(&run, &mut machine).ok();
+        for number in 0..effort.seeds {
+            let survival = FATES[((at + number) % 6) as usize];
+            let seed = at * 1000 + number;
+            let examined = catch_unwind(AssertUnwindSafe(|| {
+                examine(run.after_power_loss(survival, seed), &machine, seed);
+            }));
+            if let Err(panic) = examined {
+                let (name, trace) = (scenario.name, run.disk.trace());
+                eprintln!("{name}: {survival:?} survived a loss of power after\n{trace}");
+                resume_unwind(panic);
+            }
+            fates += 1;
+        }
+    }
+    let (name, tried) = (scenario.name, moments.len());
+    println!("{name}: power failed at {tried} of {all} moments, with {fates} fates");
+}
+
+/// What must hold after a loss of power.
+fn examine(mut world: World, machine: &Machine, seed: u64) {
+    let machine = &mut machine.clone();
+    machine.inspect(&world.open_read_only().unwrap());
+    if seed % 2 == 1 {
+        // It fails again, while the next backup sets things right.
+        let plan = Plan::PowerLoss { at: seed % 97 };
+        world.disk.follow(plan, world.last_words());
+        world.open().and_then(|repo| machine.back_up(&repo)).ok();
+        world = world.after_power_loss(Survival::ByChance, seed);
+    }
+
+    let repo = world.open().unwrap();
+    machine.find_all_well(&repo);
+    machine.works();
+    machine.back_up(&repo).unwrap();
+    machine.works();
+    machine.back_up_changes(&repo).unwrap();
+    machine.find_all_well(&repo);
+}
+
+#[test]
+fn power_fails_in_the_first_backup() {
+    survives(&FIRST_BACKUP);
+}
+
+#[test]
+fn power_fails_in_an_incremental_backup() {
+    survives(&INCREMENTAL);
+}
+
+#[test]
+fn power_fails_in_a_backup_that_takes_over_what_a_killed_one_left() {
+    survives(&AFTER_A_KILL);
+}
+
+#[test]
+fn power_fails_while_the_index_is_built_anew() {
+    survives(&REBUILD);
+}
+
+#[test]
+fn power_fails_while_points_are_pinned() {
+    survives(&PIN);
+}
+
+/// A repository that is not there yet can be made; one that is there is whole.
+#[test]
+fn power_fails_while_a_repository_is_made() {
+    let counted = World::empty(1);
+    counted.disk.follow(Plan::AllWell, || {});
+    counted.init().unwrap();
+    let moments = 0..counted.disk.operations();
+    for at in moments.clone() {
+        let run = World::empty(at);
+        run.disk.follow(Plan::PowerLoss { at }, run.last_words());
+        run.init().map(drop).unwrap_err();
+        for (number, survival) in (0..).zip(FATES) {
+            let after = run.after_power_loss(survival, at * 1000 + number);
+            match after.open() {
+                Err(Error::NotARepository { .. }) => drop(after.init().unwrap()),
+                opened => drop(opened.unwrap()),
+            }
+            let mut machine = Machine::new(at);
+            let repo = after.open().unwrap();
+            machine.back_up(&repo).unwrap();
+            machine.find_all_well(&repo);
+        }
+    }
+    println!(
+        "making a repository: power failed at all {} moments",
+        moments.end
+    );
+}
