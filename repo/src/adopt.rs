@@ -21,6 +21,7 @@ pub(crate) fn adopt_packs(store: &Store, alive: &HashSet<LeaseId>) -> Result<Vec
         .filter(|row| entered(row.state))
         .map(|row| row.id)
         .collect();
+    let mut settled = false;
     let mut unreadable = Vec::new();
     for name in store.storage.list(Folder::Packs)? {
         let ObjectName::Pack(id) = name else { continue };
@@ -34,7 +35,13 @@ pub(crate) fn adopt_packs(store: &Store, alive: &HashSet<LeaseId>) -> Result<Vec
                 .transpose()
         });
         match pack {
-            Ok(Some(pack)) => store.index.add_packs(&[pack])?,
+            Ok(Some(pack)) => {
+                if !settled {
+                    store.storage.settle(Folder::Packs)?;
+                    settled = true;
+                }
+                store.index.add_packs(&[pack])?;
+            }
             Ok(None) => {}
             // Not ours to judge, and no reason to refuse a backup.
             Err(_) => unreadable.push(id),

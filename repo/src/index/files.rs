@@ -4,6 +4,7 @@ use std::io;
 use std::ops::Bound;
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
+use std::sync::atomic::{AtomicBool, Ordering};
 
 use redb::{BackendError, StorageBackend};
 
@@ -39,6 +40,8 @@ pub struct LocalFiles {
     dir: PathBuf,
     index: PathBuf,
     new: PathBuf,
+    /// Whether it is known that the name of the index is durable.
+    settled: AtomicBool,
 }
 
 impl LocalFiles {
@@ -54,6 +57,7 @@ impl LocalFiles {
             dir: dir.to_owned(),
             index: dir.join("index.redb"),
             new: dir.join("index.redb.new"),
+            settled: AtomicBool::new(false),
         }
     }
 }
@@ -64,6 +68,11 @@ impl IndexFiles for LocalFiles {
     }
 
     fn open_write(&self) -> io::Result<Box<dyn StorageBackend>> {
+        // Whoever put the index in its place may have been killed before he had seen to that.
+        if !self.settled.load(Ordering::Relaxed) {
+            self.files.sync_directory(&self.dir)?;
+            self.settled.store(true, Ordering::Relaxed);
+        }
         self.files.open_index(&self.index, Access::Write)
     }
 

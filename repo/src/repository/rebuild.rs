@@ -73,6 +73,7 @@ impl Repository {
 
         let rebuild = store.index.start_rebuild()?;
         let packs = list_packs(store)?;
+        store.storage.settle(Folder::Packs)?;
         progress.packs(packs.len() as u64);
         let mut batch = Vec::new();
         for id in &packs {
@@ -101,6 +102,9 @@ impl Repository {
                 if !known.contains(&id) {
                     late.extend(report.read_pack(store, id)?);
                 }
+            }
+            if !late.is_empty() {
+                store.storage.settle(Folder::Packs)?;
             }
             edit.add_packs(&late)?;
             report.add_points(store, edit, &mut points)?;

@@ -6,7 +6,7 @@
 //! directory that is new, or that this process has not seen before, is synced into its parent
 //! before an object in it counts as durable.
 
-use std::collections::{HashMap, HashSet};
+use std::collections::{BTreeSet, HashMap, HashSet};
 use std::io;
 use std::num::NonZeroU64;
 use std::path::{Path, PathBuf};
@@ -106,11 +106,11 @@ impl Storage for LocalStorage {
     fn create(&self, name: &ObjectName) -> Result<Box<dyn ObjectWriter>> {
         let path = self.path_of(name);
         let shared = &self.shared;
-        if shared.files.len(&path).is_ok() {
-            return Err(exists(path));
-        }
         let (folders, _) = name.path_parts();
         shared.make_folders(&folders)?;
+        if shared.files.len(&path).is_ok() {
+            return Err(shared.exists(path));
+        }
         let mut temporary = path.clone().into_os_string();
         temporary.push(TEMPORARY_SUFFIX);
         let temporary = PathBuf::from(temporary);
@@ -165,6 +165,22 @@ impl Storage for LocalStorage {
         }
         names.sort_unstable();
         Ok(names)
+    }
+
+    fn settle(&self, folder: Folder) -> Result<()> {
+        let shared = &self.shared;
+        let folders = self.folder_paths(folder)?;
+        let within = |path: &&Path| path.starts_with(&shared.root);
+        let directories: BTreeSet<&Path> = folders
+            .iter()
+            .flat_map(|path| path.ancestors().take_while(within))
+            .collect();
+        for directory in directories {
+            if shared.files.is_directory(directory) {
+                shared.sync_directory(directory)?;
+            }
+        }
+        Ok(())
     }
 
     fn delete(&self, name: &ObjectName) -> Result<bool> {
@@ -298,8 +314,19 @@ impl Shared {
     /// Renames, but never over something that exists.
     fn rename_new(&self, from: &Path, to: &Path) -> Result<()> {
         match self.files.rename_new(from, to) {
-            Err(error) if error.kind() == io::ErrorKind::AlreadyExists => Err(exists(to.into())),
+            Err(error) if error.kind() == io::ErrorKind::AlreadyExists => {
+                Err(self.exists(to.into()))
+            }
             renamed => renamed.map_err(Error::io("create", to)),
+        }
+    }
+
+    /// An object is there already. Its writer may have died before his last sync.
+    fn exists(&self, path: PathBuf) -> Error {
+        let why = "objects are never replaced".into();
+        match self.sync_directory(parent(&path)) {
+            Ok(()) => Error::AlreadyExists { path, why },
+            Err(error) => error,
         }
     }
 
@@ -422,11 +449,4 @@ fn parse_name(folder: Folder, path: &Path) -> Option<ObjectName> {
 
 fn parent(path: &Path) -> &Path {
     path.parent().expect("objects lie below the root directory")
-}
-
-fn exists(path: PathBuf) -> Error {
-    Error::AlreadyExists {
-        path,
-        why: "objects are never replaced".into(),
-    }
 }

@@ -76,6 +76,10 @@ impl Storage for MemoryStorage {
             .collect())
     }
 
+    fn settle(&self, _: Folder) -> Result<()> {
+        Ok(())
+    }
+
     fn delete(&self, name: &ObjectName) -> Result<bool> {
         Ok(self.objects().remove(name).is_some())
     }

@@ -93,14 +93,15 @@ impl fmt::Display for ObjectName {
 
 /// A place for objects. Shared between threads; every call may be made at any time.
 pub trait Storage: Send + Sync {
-    /// Begins an object that must not exist yet. Nothing is visible under its name, nor durable,
+    /// Begins an object that must not exist yet; one that does is durable when
+    /// [`Error::AlreadyExists`](crate::Error::AlreadyExists) tells of it. Nothing is visible under its name, nor durable,
     /// until [`ObjectWriter::finish`] returns.
     fn create(&self, name: &ObjectName) -> Result<Box<dyn ObjectWriter>>;
 
     /// Fills `buffer` from `offset` on. [`Error::Missing`](crate::Error::Missing) when there is no
     /// such object; [`Error::Corrupt`](crate::Error::Corrupt) when it ends before the buffer is
-    /// full. Nothing is promised about the durability of what is read: an object that can be read
-    /// was durable before it could be.
+    /// full. An object that can be read is complete and durable but for its name, see
+    /// [`settle`](Self::settle).
     fn read_at(&self, name: &ObjectName, offset: u64, buffer: &mut [u8]) -> Result<()>;
 
     /// The length in bytes; `None` when there is no such object.
@@ -109,6 +110,11 @@ pub trait Storage: Send + Sync {
     /// The objects of a folder, sorted. Left out: unfinished objects and foreign files. An object
     /// that is created or deleted meanwhile may or may not be listed.
     fn list(&self, folder: Folder) -> Result<Vec<ObjectName>>;
+
+    /// Makes every object of a folder durable that can be seen. Needed before anything comes to rely on
+    /// what killed writers have left: one of them may have ended when its object could be seen, and was
+    /// not durable yet.
+    fn settle(&self, folder: Folder) -> Result<()>;
 
     /// Deletes an object. Durable when it returns. `false` when there was none: a repeated
     /// deletion is no error.

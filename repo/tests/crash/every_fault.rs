@@ -9,7 +9,9 @@ use virtkeep_repo::{Error, Result};
 use crate::effort::Effort;
 use crate::model::Survival;
 use crate::power::{Plan, Trouble};
-use crate::scenarios::{AFTER_A_KILL, FIRST_BACKUP, INCREMENTAL, PIN, REBUILD, Scenario, rebuild};
+use crate::scenarios::{
+    AFTER_A_KILL, FIRST_BACKUP, FORGET, INCREMENTAL, PIN, REBUILD, Scenario, UNDO_FORGET, rebuild,
+};
 use crate::world::{Machine, World};
 
 /// Moments tried by default, for each scenario and kind of trouble.
@@ -101,6 +103,16 @@ fn every_operation_of_a_backup_fails_that_takes_over_what_a_killed_one_left() {
 #[test]
 fn every_operation_fails_that_builds_the_index_anew() {
     bears(&REBUILD);
+}
+
+#[test]
+fn every_operation_fails_that_forgets_points() {
+    bears(&FORGET);
+}
+
+#[test]
+fn every_operation_fails_that_takes_forgetting_back() {
+    bears(&UNDO_FORGET);
 }
 
 #[test]

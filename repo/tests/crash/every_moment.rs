@@ -4,12 +4,14 @@
 
 use std::panic::{AssertUnwindSafe, catch_unwind, resume_unwind};
 
-use virtkeep_repo::Error;
+use virtkeep_repo::{Error, Result};
 
 use crate::effort::Effort;
 use crate::model::Survival;
 use crate::power::Plan;
-use crate::scenarios::{AFTER_A_KILL, FIRST_BACKUP, INCREMENTAL, PIN, REBUILD, Scenario};
+use crate::scenarios::{
+    AFTER_A_KILL, FIRST_BACKUP, FORGET, INCREMENTAL, PIN, REBUILD, Scenario, UNDO_FORGET,
+};
 use crate::world::{Machine, World};
 
 /// What becomes of that which was not synced; tried in turn.
@@ -52,6 +54,14 @@ fn survives(scenario: &Scenario) {
             }
             fates += 1;
         }
+        let examined = catch_unwind(AssertUnwindSafe(|| {
+            examine_killed(&run, &machine, scenario, *at);
+        }));
+        if let Err(panic) = examined {
+            let (name, trace) = (scenario.name, run.disk.trace());
+            eprintln!("{name}: killed after\n{trace}");
+            resume_unwind(panic);
+        }
     }
     let (name, tried) = (scenario.name, moments.len());
     println!("{name}: power failed at {tried} of {all} moments, with {fates} fates");
@@ -76,6 +86,23 @@ fn examine(mut world: World, machine: &Machine, seed: u64) {
     machine.works();
     machine.back_up_changes(&repo).unwrap();
     machine.find_all_well(&repo);
+    machine.remember_all(&repo);
+    machine.find_all_well(&repo);
+}
+
+/// What must hold when the processes were killed, others went on from there, and then power failed:
+/// nobody may rely on what others have done and not synced.
+fn examine_killed(run: &World, machine: &Machine, scenario: &Scenario, seed: u64) {
+    let again: fn(&World, &mut Machine) -> Result<()> =
+        |world, machine| machine.back_up(&world.open()?);
+    for work in [scenario.work, again] {
+        let (world, machine) = (run.after_kill(), &mut machine.clone());
+        work(&world, machine).unwrap();
+        for survival in [Survival::Nothing, Survival::ByChance] {
+            let after = world.after_power_loss(survival, seed);
+            machine.find_all_well(&after.open().unwrap());
+        }
+    }
 }
 
 #[test]
@@ -101,6 +128,16 @@ fn power_fails_while_the_index_is_built_anew() {
 #[test]
 fn power_fails_while_points_are_pinned() {
     survives(&PIN);
+}
+
+#[test]
+fn power_fails_while_points_are_forgotten() {
+    survives(&FORGET);
+}
+
+#[test]
+fn power_fails_while_forgetting_is_taken_back() {
+    survives(&UNDO_FORGET);
 }
 
 /// A repository that is not there yet can be made; one that is there is whole.

@@ -258,6 +258,15 @@ impl Model {
         files.sum()
     }
 
+    /// Nobody holds a lock any more.
+    pub(crate) fn unlock_all(&mut self) {
+        for node in &mut self.nodes {
+            if let Node::File(file) = node {
+                file.locked_by = None;
+            }
+        }
+    }
+
     /// What is found after a loss of power.
     pub(crate) fn after_power_loss(&self, survival: Survival, rng: &mut Rng) -> Self {
         let moment = rng.u64(0..self.changes + 2);

@@ -85,7 +85,9 @@ impl SimDisk {
 
     /// Another disk with the same content, as programs see it and as it is on the media.
     pub(crate) fn copy(&self) -> Self {
-        Self::new(self.state().model.clone())
+        let mut model = self.state().model.clone();
+        model.unlock_all();
+        Self::new(model)
     }
 
     /// The disk as it is found when power is back.

@@ -90,11 +90,45 @@ pub(crate) const PIN: Scenario = Scenario {
     work: |world, machine| {
         let repo = world.open()?;
         let point = machine.last().unwrap();
-        let name = repo.pins().create(&[point], "test")?;
-        repo.pins().create(&[point], "another")?;
-        repo.pins().remove(&name)
+        let first = machine.pin(&repo, point)?;
+        machine.pin(&repo, point)?;
+        machine.unpin(&repo, &first)
     },
 };
+
+pub(crate) const FORGET: Scenario = Scenario {
+    name: "forgetting",
+    before: three_points,
+    work: |world, machine| {
+        let points = machine.points();
+        machine.forget(&world.open()?, &points[..2])
+    },
+};
+
+pub(crate) const UNDO_FORGET: Scenario = Scenario {
+    name: "taking back that a point was forgotten",
+    before: |machine| {
+        let world = three_points(machine);
+        let point = machine.points()[1];
+        machine.forget(&world.open().unwrap(), &[point]).unwrap();
+        world
+    },
+    work: |world, machine| {
+        let point = machine.points()[1];
+        machine.undo_forget(&world.open()?, point)
+    },
+};
+
+fn three_points(machine: &mut Machine) -> World {
+    let world = World::new(6);
+    let repo = world.open().unwrap();
+    machine.back_up(&repo).unwrap();
+    for _ in 0..2 {
+        machine.works();
+        machine.back_up_changes(&repo).unwrap();
+    }
+    world
+}
 
 /// Builds the index anew, as `virtkeep repair` does.
 pub(crate) fn rebuild(world: &World) -> Result<()> {

@@ -1,5 +1,6 @@
 //! A machine with two disks, its repository on a simulated disk, and what every point must hold.
 
+use std::collections::BTreeMap;
 use std::fs;
 use std::path::{Path, PathBuf};
 use std::sync::atomic::{AtomicU64, Ordering};
@@ -9,12 +10,12 @@ use fastrand::Rng;
 use tempfile::TempDir;
 use virtkeep_repo::file_system::FileSystem;
 use virtkeep_repo::index::LocalFiles;
-use virtkeep_repo::pin::PinStore;
+use virtkeep_repo::pin::{PinKind, PinStore};
 use virtkeep_repo::storage::LocalStorage;
 use virtkeep_repo::{
     ByteLen, Cancel, CheckOptions, CheckProgress, CheckReport, Clock, Codec, Env, FileRole,
-    InitOptions, NoProgress, OpenOptions, Parts, Point, PointId, Random, Repository, Result,
-    UnixMillis,
+    InitOptions, NoProgress, OpenOptions, Parts, Point, PointId, Random, ReadData, Repository,
+    Result, UnixMillis,
 };
 
 use crate::disk::{MemoryDisk, draft, restore_disk};
@@ -121,6 +122,13 @@ impl World {
         Self::on(disk, &leases, seed)
     }
 
+    /// The world when all processes were killed, and power stayed: what they did can be seen, and what
+    /// they did not sync can still be lost.
+    pub(crate) fn after_kill(&self) -> Self {
+        let disk = self.disk.copy();
+        Self::on(disk, &self.leases_at_power_loss.lock().unwrap(), self.seed)
+    }
+
     pub(crate) fn parts(&self) -> Parts {
         let files: Arc<dyn FileSystem> = Arc::new(self.disk.clone());
         let root = Path::new(ROOT);
@@ -203,9 +211,22 @@ impl CheckProgress for Quiet {
 /// Checks everything there is to check.
 fn check(repo: &Repository) -> CheckReport {
     let options = CheckOptions {
-        read_data_percent: 100,
+        read_data: ReadData::ALL,
     };
     repo.check(options, &Quiet, &Cancel::new()).unwrap()
+}
+
+/// How far a point has come.
+#[derive(Clone, Copy, PartialEq, Eq, Debug)]
+enum Fate {
+    /// Its commit has not returned: it is there or not.
+    UnderWay,
+    /// Its commit has returned: it is there.
+    Committed,
+    /// Being forgotten, or that being taken back: it is there or among the forgotten.
+    Moving,
+    /// Among the forgotten.
+    Forgotten,
 }
 
 /// A point that was made, or begun to be made.
@@ -213,10 +234,7 @@ fn check(repo: &Repository) -> CheckReport {
 struct Expected {
     id: PointId,
     disks: Vec<Vec<u8>>,
-    /// Whether it has to be there: its commit has returned, and nobody began to forget it.
-    must: bool,
-    /// Whether it may be there: nobody has forgotten it.
-    may: bool,
+    fate: Fate,
 }
 
 /// A machine and the points made of it.
@@ -224,6 +242,8 @@ struct Expected {
 pub(crate) struct Machine {
     pub(crate) disks: Vec<MemoryDisk>,
     points: Vec<Expected>,
+    /// Pins, and whether each must be there or must not.
+    pins: BTreeMap<String, bool>,
     rng: Rng,
 }
 
@@ -243,6 +263,7 @@ impl Machine {
         Self {
             disks: vec![first, second],
             points: Vec::new(),
+            pins: BTreeMap::new(),
             rng,
         }
     }
@@ -263,8 +284,19 @@ impl Machine {
 
     /// The newest point that is surely there.
     pub(crate) fn last(&self) -> Option<PointId> {
-        let there = self.points.iter().rev().find(|point| point.must);
-        there.map(|point| point.id)
+        let committed = |point: &&Expected| point.fate == Fate::Committed;
+        let last = self.points.iter().rev().find(committed);
+        last.map(|point| point.id)
+    }
+
+    /// All points, oldest first.
+    pub(crate) fn points(&self) -> Vec<PointId> {
+        self.points.iter().map(|point| point.id).collect()
+    }
+
+    fn fate(&mut self, id: PointId) -> &mut Fate {
+        let point = self.points.iter_mut().find(|point| point.id == id);
+        &mut point.unwrap().fate
     }
 
     /// Backs all disks up without a parent.
@@ -279,6 +311,16 @@ impl Machine {
     }
 
     fn back_up_since(&mut self, repo: &Repository, parent: Option<&Point>) -> Result<()> {
+        let disks = self.disks.clone();
+        let done = self.try_back_up_since(repo, parent);
+        if done.is_err() {
+            // The bitmap goes on from the last point that was committed.
+            self.disks = disks;
+        }
+        done
+    }
+
+    fn try_back_up_since(&mut self, repo: &Repository, parent: Option<&Point>) -> Result<()> {
         let parents: Vec<PointId> = parent.iter().map(|point| point.id).collect();
         let backup = repo.begin_backup(&parents, "test")?;
         let nvram = backup.store_file(FileRole::Nvram, "nvram", &mut &*FIRMWARE)?;
@@ -303,12 +345,50 @@ impl Machine {
         self.points.push(Expected {
             id: backup.point_id(),
             disks: self.disks.iter().map(|disk| disk.bytes.clone()).collect(),
-            must: false,
-            may: true,
+            fate: Fate::UnderWay,
         });
         backup.commit(draft)?;
-        self.points.last_mut().unwrap().must = true;
+        self.points.last_mut().unwrap().fate = Fate::Committed;
         Ok(())
+    }
+
+    /// Forgets points.
+    pub(crate) fn forget(&mut self, repo: &Repository, points: &[PointId]) -> Result<()> {
+        points.iter().for_each(|id| *self.fate(*id) = Fate::Moving);
+        repo.forget(points)?;
+        points
+            .iter()
+            .for_each(|id| *self.fate(*id) = Fate::Forgotten);
+        Ok(())
+    }
+
+    /// Takes the forgetting of a point back.
+    pub(crate) fn undo_forget(&mut self, repo: &Repository, point: PointId) -> Result<()> {
+        *self.fate(point) = Fate::Moving;
+        repo.undo_forget(point, &Cancel::new())?;
+        *self.fate(point) = Fate::Committed;
+        Ok(())
+    }
+
+    /// Pins a point; the answer names the pin.
+    pub(crate) fn pin(&mut self, repo: &Repository, point: PointId) -> Result<String> {
+        let name = repo.pin(&[point], PinKind::User, "test")?;
+        self.pins.insert(name.clone(), true);
+        Ok(name)
+    }
+
+    pub(crate) fn unpin(&mut self, repo: &Repository, name: &str) -> Result<()> {
+        self.pins.remove(name);
+        repo.pins().remove(name)?;
+        self.pins.insert(name.to_owned(), false);
+        Ok(())
+    }
+
+    /// Takes all forgetting back.
+    pub(crate) fn remember_all(&mut self, repo: &Repository) {
+        for point in repo.forgotten().unwrap().points {
+            self.undo_forget(repo, point.id).unwrap();
+        }
     }
 
     /// All points are as they must be, and check finds no damage.
@@ -327,13 +407,27 @@ impl Machine {
     pub(crate) fn inspect(&self, repo: &Repository) {
         assert!(repo.damaged_points().unwrap().is_empty());
         let found = repo.points().unwrap();
-        for expected in self.points.iter().filter(|point| point.must) {
-            let there = found.iter().any(|point| point.id == expected.id);
-            assert!(there, "the committed point {} is gone", expected.id);
+        let forgotten = repo.forgotten().unwrap().points;
+        for Expected { id, fate, .. } in &self.points {
+            let place = (
+                found.iter().any(|point| point.id == *id),
+                forgotten.iter().any(|point| point.id == *id),
+            );
+            let is_right = match fate {
+                Fate::UnderWay => !place.1,
+                Fate::Committed => place == (true, false),
+                Fate::Moving => place.0 != place.1,
+                Fate::Forgotten => place == (false, true),
+            };
+            assert!(is_right, "{fate:?} point {id}: there, forgotten: {place:?}");
+        }
+        let pins = repo.pins().list().unwrap();
+        for (name, must) in &self.pins {
+            let is_there = pins.iter().any(|(pin, _)| pin == name);
+            assert_eq!(is_there, *must, "the pin {name}");
         }
         for point in found {
-            let mut expected = self.points.iter();
-            let expected = expected.find(|expected| expected.id == point.id && expected.may);
+            let expected = self.points.iter().find(|expected| expected.id == point.id);
             let expected = expected.unwrap_or_else(|| panic!("what is {}?", point.id));
             assert_eq!(point.disks.len(), expected.disks.len());
             for (disk, bytes) in point.disks.iter().zip(&expected.disks) {
@@ -343,7 +437,7 @@ impl Machine {
                     "{target} differs"
                 );
             }
-            assert_eq!(repo.read_file(&point.files[0]).unwrap(), FIRMWARE);
+            assert_eq!(repo.read_file(&point, &point.files[0]).unwrap(), FIRMWARE);
         }
     }
 }
