@@ -15,7 +15,7 @@ use crate::scenarios::{
 use crate::world::{Machine, World};
 
 /// Moments tried by default, for each scenario and kind of trouble.
-const MOMENTS: u64 = 8;
+const MOMENTS: u64 = 4;
 
 /// Trouble, and for how many operations.
 const TROUBLES: [(Trouble, u64); 4] = [

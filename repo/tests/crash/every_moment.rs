@@ -25,7 +25,7 @@ const FATES: [Survival; 6] = [
 ];
 
 /// Moments tried by default, for each scenario.
-const MOMENTS: u64 = 24;
+const MOMENTS: u64 = 11;
 
 fn survives(scenario: &Scenario) {
     let mut machine = Machine::new(1);
