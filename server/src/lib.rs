@@ -101,3 +101,8 @@ pub use server::{Event, Running, Server, Unfinished};
 pub use socket::Peer;
 pub use tls::Tls;
 pub use transmission::{Helpers, Session};
+
+/// The example of the README, compiled.
+#[cfg(doctest)]
+#[doc = include_str!("../README.md")]
+struct Readme;

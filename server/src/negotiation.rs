@@ -18,6 +18,7 @@ use crate::limits::{
 use crate::stream_io::{Patience, read_whole, skip, write_whole};
 use crate::tls::Tls;
 use crate::transmission::Session;
+use crate::wire::Malformed;
 use crate::wire::handshake::{
     ClientFlags, TransmissionFlags, encode_export_name_reply, encode_greeting,
 };
@@ -196,7 +197,11 @@ impl<R: Read, W: Write> Negotiation<'_, R, W> {
                     return Err(Error::malformed("export name")(error));
                 }
                 Err(error) => {
-                    self.refuse(header.option, (OptionError::Invalid, error.to_string()))?;
+                    let code = match error {
+                        Malformed::TooManyQueries => OptionError::TooBig,
+                        _ => OptionError::Invalid,
+                    };
+                    self.refuse(header.option, (code, error.to_string()))?;
                     continue;
                 }
             };

@@ -36,6 +36,9 @@ pub enum Malformed {
     /// A string holds a NUL.
     #[error("string holds a NUL")]
     Nul,
+    /// More metadata queries than [`QUERIES_MAX`](crate::limits::QUERIES_MAX).
+    #[error("more than 1024 queries")]
+    TooManyQueries,
     /// A flag or value that the protocol does not define in this place.
     #[error("undefined value {0:#x}")]
     Undefined(u64),

@@ -2,6 +2,7 @@
 
 use super::handshake::IHAVEOPT;
 use super::{Malformed, Take};
+use crate::limits::QUERIES_MAX;
 
 const EXPORT_NAME: u32 = 1;
 const ABORT: u32 = 2;
@@ -166,6 +167,9 @@ impl ContextRequest {
     fn take(take: &mut Take<'_>) -> Result<Self, Malformed> {
         let name = take.long_string()?.to_owned();
         let count = take.u32()?;
+        if count as usize > QUERIES_MAX {
+            return Err(Malformed::TooManyQueries);
+        }
         // No allocation by the count: it is the sender's claim. Each query takes its bytes.
         let mut queries = Vec::new();
         for _ in 0..count {
@@ -240,7 +244,7 @@ mod tests {
     }
 
     #[test]
-    fn a_count_of_four_billion_queries_allocates_nothing() {
+    fn a_count_of_four_billion_queries_is_refused() {
         let header = OptionHeader {
             option: SET_META_CONTEXT,
             length: 8,
@@ -248,7 +252,7 @@ mod tests {
         let data = [0, 0, 0, 0, 0xff, 0xff, 0xff, 0xff];
         assert_eq!(
             ClientOption::decode(header, &data),
-            Err(Malformed::Truncated)
+            Err(Malformed::TooManyQueries)
         );
     }
 
