@@ -168,9 +168,10 @@ fn engine(error: &Engine) -> Option<(Exit, &'static str)> {
         Engine::AppendOnly { .. } => (Exit::Failed, "append-only"),
         Engine::DiskSize { .. } => (Exit::Failed, "disk-size"),
         Engine::Busy { .. } => (Exit::Busy, "busy"),
-        Engine::Corrupt { .. } | Engine::Missing { .. } | Engine::DiskDamage { .. } => {
-            (Exit::Damage, "damage")
-        }
+        Engine::Corrupt { .. }
+        | Engine::Missing { .. }
+        | Engine::DiskDamage { .. }
+        | Engine::Unprunable { .. } => (Exit::Damage, "damage"),
         Engine::Cancelled => interrupted(),
         // The cause further down says more: the system's error, or the source's.
         _ => return None,

@@ -8,7 +8,7 @@ use std::time::Duration;
 use indicatif::{
     HumanDuration, MultiProgress, ProgressBar, ProgressDrawTarget, ProgressState, ProgressStyle,
 };
-use virtkeep_repo::{ByteLen, CheckProgress, Progress};
+use virtkeep_repo::{ByteLen, CheckProgress, Progress, PruneProgress, PruneStage};
 
 use crate::output::{shown, size};
 
@@ -160,5 +160,62 @@ impl CheckProgress for CheckBar {
 impl Drop for CheckBar {
     fn drop(&mut self) {
         self.0.finish_and_clear();
+    }
+}
+
+/// The progress of a prune. Ends when dropped.
+#[derive(Debug)]
+pub(crate) struct PruneBar<'a> {
+    bar: ProgressBar,
+    reporter: &'a Reporter,
+}
+
+impl<'a> PruneBar<'a> {
+    /// As a bar where one is seen, with a line per stage that takes long elsewhere.
+    pub(crate) fn new(reporter: &'a Reporter) -> Self {
+        let bar = ProgressBar::hidden();
+        if reporter.on_terminal {
+            reporter.bars.add(bar.clone());
+            bar.enable_steady_tick(Duration::from_millis(250));
+        }
+        Self { bar, reporter }
+    }
+}
+
+impl PruneProgress for PruneBar<'_> {
+    fn begin(&self, stage: PruneStage, count: u64) {
+        let what = match stage {
+            PruneStage::Marking => "looking what is needed",
+            PruneStage::Rewriting => "copying packs",
+            PruneStage::Removing => "deleting packs",
+            PruneStage::Waiting => "waiting for running backups",
+        };
+        if !self.reporter.on_terminal {
+            let count = if count > 0 {
+                format!(": {count}")
+            } else {
+                String::new()
+            };
+            self.reporter.note(&format!("{what}{count}"));
+            return;
+        }
+        self.bar.set_style(styled(if count > 0 {
+            "{prefix} {wide_bar} {pos} of {len}  {left:>8}"
+        } else {
+            "{spinner} {prefix}"
+        }));
+        self.bar.set_prefix(what);
+        self.bar.set_length(count);
+        self.bar.set_position(0);
+    }
+
+    fn done(&self) {
+        self.bar.inc(1);
+    }
+}
+
+impl Drop for PruneBar<'_> {
+    fn drop(&mut self) {
+        self.bar.finish_and_clear();
     }
 }

@@ -165,6 +165,15 @@ pub enum Error {
         why: String,
     },
 
+    /// Damage hides what is still needed.
+    #[error(
+        "cannot prune, and nothing was removed: {why}. Run `virtkeep repair`; back the domains up again, or forget the points that cannot be saved"
+    )]
+    Unprunable {
+        /// What cannot be read.
+        why: String,
+    },
+
     /// The index is missing or damaged. Nothing is lost: it is a cache.
     #[error("the index {} cannot be used: {why}. Nothing is lost, it is only a cache: run `virtkeep repair` to build it anew", path.display())]
     Index {

@@ -94,6 +94,10 @@ pub struct LeaseStore {
 #[derive(Debug)]
 pub struct WriterLease(Lease);
 
+/// The lease of a prune that copies records into packs of its own. Dropping it ends it.
+#[derive(Debug)]
+pub struct MoverLease(Lease);
+
 /// The lease of a command that only reads. Dropping it ends it.
 #[derive(Debug)]
 pub struct ReaderLease(Lease);
@@ -151,6 +155,14 @@ impl LeaseStore {
     ) -> Result<ReaderLease> {
         self.take(LeaseKind::Reader, command, roots, index, recheck)
             .map(ReaderLease)
+    }
+
+    /// Takes a lease for a prune, whose packs shall be told from those of the dead.
+    pub fn mover(&self, command: &str, index: &Index) -> Result<MoverLease> {
+        self.take(LeaseKind::Mover, command, Roots::default(), index, |_| {
+            Ok(())
+        })
+        .map(MoverLease)
     }
 
     fn take(
@@ -270,6 +282,13 @@ impl LeaseStore {
 }
 
 impl WriterLease {
+    /// Its name; packs carry it.
+    pub fn id(&self) -> LeaseId {
+        self.0.id
+    }
+}
+
+impl MoverLease {
     /// Its name; packs carry it.
     pub fn id(&self) -> LeaseId {
         self.0.id

@@ -41,8 +41,11 @@ mod point;
 #[cfg(test)]
 mod processes;
 mod progress;
+#[doc(hidden)]
+pub mod prune;
 mod read;
 mod repository;
+mod reserve;
 mod source;
 #[doc(hidden)]
 pub mod storage;
@@ -68,6 +71,7 @@ pub use point::{
     CaptureMode, Consistency, Disk, DiskStats, Domain, FileRole, Point, SourceKind, StoredFile,
 };
 pub use progress::{NoProgress, Progress};
+pub use prune::{PruneOptions, PruneProgress, PruneReport, PruneStage};
 pub use read::{Change, DiskReader, DiskSink, Loss};
 pub use repository::{
     InitOptions, OpenOptions, Parts, PointWatch, RebuildReport, Repository, Stats,

@@ -7,6 +7,7 @@ mod diff;
 mod findings;
 mod init;
 mod list;
+mod prune;
 mod release;
 mod repair;
 mod restore;
@@ -32,6 +33,7 @@ pub(crate) enum Command {
     Restore(Box<restore::Args>),
     Serve(serve::Args),
     Check(check::Args),
+    Prune(prune::Args),
     Repair(repair::Args),
     Stats(stats::Args),
     Release(release::Args),
@@ -51,6 +53,7 @@ pub(crate) fn run(command: Command, context: &Context) -> Result<Exit> {
         Command::Restore(args) => restore::run(&args, context),
         Command::Serve(args) => serve::run(&args, context),
         Command::Check(args) => check::run(&args, context),
+        Command::Prune(args) => prune::run(&args, context),
         Command::Repair(args) => repair::run(&args, context),
         Command::Stats(args) => stats::run(&args, context),
         Command::Release(args) => release::run(&args, context),

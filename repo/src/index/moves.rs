@@ -179,9 +179,9 @@ impl Index {
         }
     }
 
-    /// Drops, in slices, the entries of `ids` that point to the pack named with each.
-    pub fn drop_located(&self, mut located: Vec<(RawId, PackNumber)>) -> Result<()> {
-        located.sort_unstable();
+    /// Drops, in slices, the entries of these ids, which should be sorted, that point to the pack named
+    /// with each.
+    pub fn drop_located(&self, located: &[(RawId, PackNumber)]) -> Result<()> {
         let present = self.read(View::entries)?;
         let len = slice_len(located.len(), present).min(DROP_LEAVES_MAX);
         for slice in located.chunks(len) {

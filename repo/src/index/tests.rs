@@ -489,9 +489,7 @@ fn only_entries_that_point_to_the_pack_are_dropped_with_it() {
     let rows = index.read(View::numbered_packs).unwrap();
     let number = rows.iter().find(|row| row.1.id == b.id).unwrap().0;
     let ids = [id(11), id(12), id(99)];
-    index
-        .drop_located(ids.map(|id| (id, number)).to_vec())
-        .unwrap();
+    index.drop_located(&ids.map(|id| (id, number))).unwrap();
     index.write(|edit| edit.remove_packs(&[b.id])).unwrap();
     assert_eq!(index.locate(&ids).unwrap(), [at(&a, 1), None, None]);
     assert_eq!(index.packs().unwrap().len(), 1);

@@ -16,6 +16,7 @@ use crate::keys::IdKey;
 use crate::lease::LeaseStore;
 use crate::limits::NODES_CACHED_MAX;
 use crate::pin::PinStore;
+use crate::reserve::{RESERVE, Reserve};
 use crate::storage::{Folder, LocalStorage, ObjectName, Storage};
 use crate::store::Store;
 use crate::{Env, Error, RepoId, Result};
@@ -74,6 +75,7 @@ impl Repository {
                 .map_err(Error::io("create", &folder))?;
         }
         Self::settle(&Parts::of(path, &env), &config)?;
+        Reserve::of(path).make();
         for directory in std::iter::once(existing).chain(missing.iter().map(PathBuf::as_path)) {
             sync_directory(directory)?;
         }
@@ -258,6 +260,7 @@ fn refuse_foreign_content(path: &Path) -> Result<()> {
         let name = entry.map_err(Error::io("list", path))?.file_name();
         let ours = FOLDERS.iter().any(|folder| name == *folder)
             || name.to_string_lossy().starts_with(INDEX)
+            || name == RESERVE
             || name.to_string_lossy() == format!("{CONFIG}.tmp");
         if !ours {
             let name = name.to_string_lossy();

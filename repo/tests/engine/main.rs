@@ -13,6 +13,7 @@ mod hardship;
 mod histories;
 mod leases;
 mod parents;
+mod prune;
 mod rebuild;
 mod restore;
 mod resume;

@@ -1,0 +1,155 @@
+//! Condemning packs, deciding that condemned ones are dead, and letting go of forgotten points.
+//!
+//! All three look at the roots once more, under the exclusive index lock, and change nothing while there
+//! is one that is not marked. Marking it happens without the lock; then they look again.
+
+use std::collections::HashSet;
+
+use super::Prune;
+use super::plan::PackUse;
+use super::roots::{Listing, Unmarked};
+use crate::index::{Edit, Fault};
+use crate::storage::{Folder, ObjectName};
+use crate::{Error, PackId, PointId, Result};
+
+/// How often roots are marked and looked at again. Each time others must have committed meanwhile.
+const LOOKS_MAX: usize = 100;
+
+/// How many records of forgotten points are deleted under one hold of the index lock.
+const RECORDS_DELETED_AT_ONCE: usize = 8;
+
+impl Prune<'_> {
+    /// Condemns those of `packs` that no root reaches that was marked later. From then on nobody finds
+    /// anything in them that he did not find before.
+    pub fn condemn(&mut self, packs: &[PackId]) -> Result<()> {
+        if packs.is_empty() {
+            return Ok(());
+        }
+        let (epoch, doomed) = self.with_all_marked(|prune, edit, _| {
+            let doomed: Vec<PackId> = packs
+                .iter()
+                .filter(|pack| !prune.reached.contains(pack))
+                .copied()
+                .collect();
+            let epoch = edit.condemn(&doomed)?;
+            Ok((epoch, doomed))
+        })?;
+        let doomed: HashSet<PackId> = doomed.into_iter().collect();
+        let uses = self.packs.iter().filter(|pack| doomed.contains(&pack.id));
+        for pack in uses {
+            let emptied = PackUse {
+                live_records: 0,
+                live_bytes: 0,
+                ..*pack
+            };
+            self.condemned.insert(pack.id, (epoch, emptied));
+        }
+        Ok(())
+    }
+
+    /// Decides what of the condemned packs is dead, and removes it. Packs that a root reaches are revived;
+    /// those that a running backup may rely on stay condemned: the next call, or the next prune, goes on
+    /// there.
+    pub fn settle(&mut self) -> Result<()> {
+        loop {
+            self.settle_once()?;
+            if self.condemned.is_empty() || !self.options.exact {
+                return Ok(());
+            }
+            self.wait_for_writers()?;
+        }
+    }
+
+    fn settle_once(&mut self) -> Result<()> {
+        if self.condemned.is_empty() {
+            return Ok(());
+        }
+        let dead = self.with_all_marked(|prune, edit, listing| {
+            let condemned = prune.condemned.iter();
+            let (revived, rest): (Vec<_>, Vec<_>) =
+                condemned.partition(|(_, (_, pack))| prune.is_needed(pack));
+            let revived: Vec<PackId> = revived.into_iter().map(|(pack, _)| *pack).collect();
+            edit.revive(&revived)?;
+            let oldest = listing.oldest_writer();
+            let dead: Vec<PackId> = rest
+                .into_iter()
+                .filter(|(_, (epoch, _))| oldest.is_none_or(|oldest| oldest >= *epoch))
+                .map(|(pack, _)| *pack)
+                .collect();
+            edit.bury(&dead)?;
+            Ok(dead)
+        })?;
+        let buried: HashSet<PackId> = dead.iter().copied().collect();
+        let mut condemned = std::mem::take(&mut self.condemned);
+        condemned.retain(|pack, (_, used)| !self.is_needed(used) && !buried.contains(pack));
+        self.condemned = condemned;
+        self.remove(&dead)
+    }
+
+    fn is_needed(&self, pack: &PackUse) -> bool {
+        pack.live_records > 0 || self.reached.contains(&pack.id)
+    }
+
+    /// Deletes the records of points that were forgotten before marking began: what only they need may
+    /// be condemned now. Those that somebody still relies on stay.
+    pub fn remove_forgotten(&mut self) -> Result<()> {
+        for points in self.forgotten.chunks(RECORDS_DELETED_AT_ONCE) {
+            self.cancel.check()?;
+            let deleted = self.with_room(|| {
+                self.store.index.write(|_| {
+                    let listing = Listing::take_exact(self.repo)?;
+                    let free = points.iter().filter(|point| !listing.names(**point));
+                    let mut deleted: Vec<PointId> = Vec::new();
+                    for point in free {
+                        let record = ObjectName::Forgotten(*point);
+                        if self.store.storage.delete(&record)? {
+                            deleted.push(*point);
+                        }
+                    }
+                    Ok(deleted)
+                })
+            })?;
+            for point in &deleted {
+                for note in self.store.storage.list(Folder::Notes(*point))? {
+                    self.store.storage.delete(&note)?;
+                }
+            }
+            self.report.forgotten_removed += deleted.len() as u64;
+        }
+        Ok(())
+    }
+
+    /// Runs `decide` under the exclusive index lock at a moment at which all roots are marked.
+    fn with_all_marked<T>(
+        &mut self,
+        decide: impl Fn(&Self, &Edit, &Listing) -> Result<T, Fault>,
+    ) -> Result<T> {
+        for _ in 0..LOOKS_MAX {
+            self.cancel.check()?;
+            let looked = self.with_room(|| {
+                self.store.index.write(|edit| {
+                    let listing = Listing::take_exact(self.repo)?;
+                    let unmarked = self.marked.missing(&listing);
+                    if unmarked.is_empty() {
+                        decide(self, edit, &listing).map(Look::Decided)
+                    } else {
+                        Ok(Look::Unmarked(unmarked))
+                    }
+                })
+            })?;
+            match looked {
+                Look::Decided(decision) => return Ok(decision),
+                Look::Unmarked(unmarked) => self.mark_more(&unmarked)?,
+            }
+        }
+        Err(Error::Busy {
+            what: "the repository".to_owned(),
+            holder: "backups that end one after the other".to_owned(),
+        })
+    }
+}
+
+enum Look<T> {
+    Decided(T),
+    Unmarked(Unmarked),
+}
