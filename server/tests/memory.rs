@@ -67,6 +67,7 @@ fn thousands_of_requests_in_flight_stay_within_the_named_limits_and_are_all_answ
     limits.helpers_max = 16;
     limits.stall = Duration::from_secs(2);
     let bound = limits.bytes_in_flight_max();
+    assert_eq!(bound >> 20, 40);
     let served = Served::start(ExportMap::new().with("disk", Arc::new(Endless)), limits);
     let mut good = served.session();
     good.assert_served();
