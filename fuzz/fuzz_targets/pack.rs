@@ -3,7 +3,8 @@
 
 use libfuzzer_sys::fuzz_target;
 use virtkeep_fuzz::{Tampering, memory, objects};
-use virtkeep_repo::format::pack::{PACK_HEADER_BYTES, read_header, read_table, verify_pack};
+use virtkeep_repo::format::inspect::{Inspection, inspect};
+use virtkeep_repo::format::pack::{PACK_HEADER_BYTES, read_header, read_table};
 use virtkeep_repo::format::record::{open_unknown, record_bytes_max};
 use virtkeep_repo::format::walk::{Found, walk};
 use virtkeep_repo::storage::{MemoryStorage, ObjectName, Storage};
@@ -31,9 +32,9 @@ fuzz_target!(|input: (u8, bool, Tampering)| {
             }
             assert_eq!(pack.records_end(), end);
         }
-        if let Ok(pack) = verify_pack(&storage, objects::PACK, &keys) {
-            assert_eq!(Some(pack), table.ok());
-        }
+        let inspection = inspect(&storage, objects::PACK, &keys).ok();
+        let sound = inspection.as_ref().is_some_and(Inspection::is_sound);
+        assert_eq!(inspection.map(|inspection| inspection.pack), table.ok());
         if bytes.len() < PACK_HEADER_BYTES {
             return;
         }
@@ -45,7 +46,10 @@ fuzz_target!(|input: (u8, bool, Tampering)| {
                     assert_eq!((header.id, header.kind), (entry.id, entry.kind));
                     (entry.offset, entry.len)
                 }
-                Found::Damage { offset, len } => (offset, len),
+                Found::Damage { offset, len } => {
+                    assert!(!sound);
+                    (offset, len)
+                }
             };
             assert_eq!(
                 u64::from(offset),
