@@ -9,6 +9,7 @@
 mod check;
 mod disk;
 mod forget;
+mod golden;
 mod hardship;
 mod histories;
 mod leases;

@@ -1,6 +1,7 @@
 //! The index is a cache: packs and point records alone bring it back.
 
 use std::fs;
+use std::path::Path;
 use std::sync::Mutex;
 
 use virtkeep_repo::{
@@ -12,7 +13,7 @@ use crate::disk::{MemoryDisk, backup, repository, restore};
 
 const MIB: usize = 1 << 20;
 
-struct Quiet;
+pub(crate) struct Quiet;
 
 impl CheckProgress for Quiet {
     fn packs(&self, _: u64) {}
@@ -22,8 +23,12 @@ impl CheckProgress for Quiet {
 }
 
 pub(crate) fn rebuild(repo: &Repository) -> RebuildReport {
+    rebuild_at(repo.path())
+}
+
+pub(crate) fn rebuild_at(path: &Path) -> RebuildReport {
     let options = OpenOptions::default();
-    Repository::rebuild_index(repo.path(), &options, Env::system(), &Quiet, &Cancel::new()).unwrap()
+    Repository::rebuild_index(path, &options, Env::system(), &Quiet, &Cancel::new()).unwrap()
 }
 
 fn open(repo: &Repository) -> virtkeep_repo::Result<Repository> {

@@ -105,7 +105,7 @@ fn a_reader_written_from_the_document_alone_restores_a_disk() {
     let point = store(&repository, content.clone());
     std::fs::remove_file(repository.join("index.redb")).unwrap();
 
-    let reader = concat!(env!("CARGO_MANIFEST_DIR"), "/tests/format_v1/reader.py");
+    let reader = concat!(env!("CARGO_MANIFEST_DIR"), "/../tests/golden/reader.py");
     let status = Command::new("python3")
         .arg(reader)
         .args([

@@ -1,14 +1,16 @@
 #!/usr/bin/env python3
-"""Restores one disk of one point, written from doc/format.md and nothing else.
+"""Restores one disk or file of one point, written from doc/format.md and nothing else.
 
-    reader.py REPOSITORY POINT TARGET OUTPUT
+    reader.py REPOSITORY POINT NAME OUTPUT
 
-It proves that the document is enough. No libraries: BLAKE3 and LZ4 are spelled out. Slow, complete,
-and strict; only Zstandard records are beyond it.
+NAME is the target of a disk, or the name of a file kept with the point. It proves that the document is
+enough. No libraries: BLAKE3 and LZ4 are spelled out; Zstandard is left to the program `zstd`. Slow,
+complete, and strict.
 """
 
 import json
 import os
+import subprocess
 import sys
 import tomllib
 
@@ -102,6 +104,13 @@ def unpack_lz4(data):
             out.append(out[-distance])
 
 
+def unpack_zstd(data):
+    return subprocess.run(["zstd", "-dcq"], input=data, capture_output=True, check=True).stdout
+
+
+UNPACK = [bytes, unpack_lz4, unpack_zstd]
+
+
 # ---- the format ----
 
 
@@ -165,8 +174,8 @@ class Repository:
         check(record[6] == kind and record[8] == 0 and record[20:52] == identity, what)
         raw_length, stored = number(record, 12, 4), record[header:]
         check(raw_length <= [0, self.chunk_size, 8226, 48, 1 << 20][kind], what)
-        check(len(stored) == number(record, 16, 4) and record[7] in (0, 1), what)
-        raw = unpack_lz4(stored) if record[7] == 1 else stored
+        check(len(stored) == number(record, 16, 4) and record[7] < len(UNPACK), what)
+        raw = UNPACK[record[7]](stored)
         check(len(raw) == raw_length, what)
         if kind == 1:
             raw = raw.ljust(self.chunk_size, b"\0")
@@ -174,7 +183,8 @@ class Repository:
         return raw
 
     def point(self, name):
-        with open(os.path.join(self.path, "points", name), "rb") as file:
+        places = [os.path.join(self.path, folder, name) for folder in ("points", "forgotten")]
+        with open(next(filter(os.path.exists, places)), "rb") as file:
             record = file.read()
         check(record[:8] == b"VKPOINT\n" and number(record, 8, 2) == 1 and record[10] == 0, name)
         check(record[-32:] == self.checksum(record[:-32]), name)
@@ -215,12 +225,19 @@ class Repository:
 
 
 def main():
-    repository, point, target, output = sys.argv[1:]
+    repository, point, name, output = sys.argv[1:]
     repository = Repository(repository)
-    disks = repository.point(point)["disks"]
-    disk = next(disk for disk in disks if disk["target"] == target)
+    point = repository.point(point)
     with open(output, "wb") as out:
-        repository.restore(disk, out)
+        for disk in point["disks"]:
+            if disk["target"] == name:
+                return repository.restore(disk, out)
+        for file in point["files"]:
+            if file["name"] == name:
+                for piece in file["pieces"]:
+                    out.write(repository.fetch(4, bytes.fromhex(piece)))
+                return check(out.tell() == file["size"], name)
+    sys.exit(f"the point has no {name}")
 
 
 main()
