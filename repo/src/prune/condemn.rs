@@ -91,14 +91,17 @@ impl Prune<'_> {
     }
 
     /// Deletes the records of points that were forgotten before marking began: what only they need may
-    /// be condemned now. Those that somebody still relies on stay.
+    /// be condemned now. Those that somebody still relies on stay, and those that came back for a while, so
+    /// that they were marked.
     pub fn remove_forgotten(&mut self) -> Result<()> {
         for points in self.forgotten.chunks(RECORDS_DELETED_AT_ONCE) {
             self.cancel.check()?;
             let deleted = self.with_room(|| {
                 self.store.index.write(|_| {
                     let listing = Listing::take_exact(self.repo)?;
-                    let free = points.iter().filter(|point| !listing.names(**point));
+                    let free = points
+                        .iter()
+                        .filter(|point| !listing.names(**point) && !self.marked.has(**point));
                     let mut deleted: Vec<PointId> = Vec::new();
                     for point in free {
                         let record = ObjectName::Forgotten(*point);

@@ -9,7 +9,7 @@ use super::roots::{Listing, Unmarked};
 use super::walk::Absence;
 use super::{Prune, PruneStage, unprunable};
 use crate::index::{PackNumber, PackRow, PackState, View};
-use crate::storage::ObjectName;
+use crate::storage::{Folder, ObjectName};
 use crate::store::Store;
 use crate::{Error, LeaseId, PackId, RawId, Result};
 
@@ -21,6 +21,11 @@ impl Prune<'_> {
         self.forgotten = self.repo.forgotten_ids()?;
         let rows = self.store.index.read(View::numbered_packs)?;
         let listing = Listing::take(self.repo)?;
+        if self._alone.is_some() {
+            // A forgetting that was killed may be seen and not be durable yet: a point must not come back
+            // from a power failure after its packs have gone.
+            self.store.storage.settle(Folder::Points)?;
+        }
         let young = self.young_unfinished()?;
         let unmarked = self.marked.missing(&listing);
         let walks = self.marked.take(self.repo, &unmarked).map_err(unprunable)?;

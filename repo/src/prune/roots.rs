@@ -131,6 +131,11 @@ impl Marked {
         self.points.len() as u64
     }
 
+    /// Whether the point was marked.
+    pub(super) fn has(&self, point: PointId) -> bool {
+        self.points.contains(&point)
+    }
+
     /// The roots of `listing` that have not been marked.
     pub(super) fn missing(&self, listing: &Listing) -> Unmarked {
         let pinned = listing.pinned.iter();

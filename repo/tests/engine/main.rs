@@ -15,6 +15,8 @@ mod histories;
 mod leases;
 mod parents;
 mod prune;
+mod prune_full;
+mod prune_races;
 mod rebuild;
 mod restore;
 mod resume;
