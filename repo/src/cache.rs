@@ -44,7 +44,8 @@ impl<K: Copy + Eq + Hash, V> Cache<K, V> {
         Ok(value)
     }
 
-    fn get(&self, key: K) -> Option<Arc<V>> {
+    /// The value, if it is in the cache.
+    pub(crate) fn get(&self, key: K) -> Option<Arc<V>> {
         let mut generations = lock(&self.generations);
         if let Some(value) = generations.young.get(&key) {
             return Some(Arc::clone(value));
@@ -52,6 +53,13 @@ impl<K: Copy + Eq + Hash, V> Cache<K, V> {
         let value = generations.old.remove(&key)?;
         self.insert(&mut generations, key, Arc::clone(&value));
         Some(value)
+    }
+
+    /// Takes a value out of the cache.
+    pub(crate) fn remove(&self, key: K) {
+        let mut generations = lock(&self.generations);
+        generations.young.remove(&key);
+        generations.old.remove(&key);
     }
 
     fn insert(&self, generations: &mut Generations<K, V>, key: K, value: Arc<V>) {

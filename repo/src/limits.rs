@@ -28,8 +28,14 @@ pub(crate) const FILE_PIECE_BYTES: usize = 1 << 20;
 /// The largest file kept with a point (firmware, kernel, initial RAM disk).
 pub(crate) const FILE_BYTES_MAX: u64 = 2 << 30;
 
-/// Decoded chunks kept for small reads of one disk.
-pub(crate) const CHUNKS_CACHED_MAX: usize = 64;
+/// Unpacked chunks kept for reads of parts of them, per open repository.
+pub(crate) const CHUNK_CACHE_BYTES_MAX: u64 = 64 << 20;
+
+/// Chunks whose places are kept, per open repository: 64 bytes each. At 64 KiB they cover 16 GiB.
+pub(crate) const PLACES_CACHED_MAX: usize = 256 << 10;
+
+/// How far it is read ahead for a client that reads in order, one request at a time.
+pub(crate) const READ_AHEAD_BYTES: u64 = 4 << 20;
 
 /// Extents in one answer.
 pub(crate) const EXTENTS_PER_CALL_MAX: usize = 4096;

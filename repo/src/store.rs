@@ -10,8 +10,9 @@ use crate::ids::ContentId;
 use crate::index::{Index, Location};
 use crate::keys::Keys;
 use crate::manifest::NodeSource;
+use crate::read::{PlacedLeaf, Slot};
 use crate::storage::{ObjectName, Storage};
-use crate::{Codec, Env, Error, NodeId, PackId, RawId, RecordKind, Result, RootId};
+use crate::{ChunkId, Codec, Env, Error, NodeId, PackId, RawId, RecordKind, Result, RootId};
 
 /// How often a read is tried again after the pack it aimed at has gone: prune may have moved the
 /// record, and then the index knows where.
@@ -28,6 +29,8 @@ pub(crate) struct Store {
     pub(crate) pack_bytes_target: u64,
     pub(crate) env: Env,
     pub(crate) nodes: Cache<NodeId, Node>,
+    pub(crate) places: Cache<NodeId, PlacedLeaf>,
+    pub(crate) chunks: Cache<ChunkId, Slot>,
 }
 
 impl Store {
@@ -37,6 +40,12 @@ impl Store {
             RecordKind::Node | RecordKind::Root => Codec::None,
             RecordKind::Chunk | RecordKind::Blob => self.codec,
         }
+    }
+
+    /// Where a chunk is kept once it is unpacked.
+    pub(crate) fn slot(&self, id: ChunkId) -> Arc<Slot> {
+        let slot = self.chunks.get_or(id, || Ok(Slot::default()));
+        slot.unwrap_or_else(|never: std::convert::Infallible| match never {})
     }
 
     /// The raw bytes of a record, verified.

@@ -1,16 +1,17 @@
 //! `virtkeep serve`: disks of points as NBD exports.
 
+use std::path::PathBuf;
 use std::sync::Arc;
 use std::time::Duration;
 
 use anyhow::{Result, bail};
-use nbd_server::{Event, Listener, Server};
+use nbd_server::{Event, PassedSocket, Server, Tls};
 use serde::Serialize;
 
 use crate::context::Context;
 use crate::exit::Exit;
 use crate::output::shown;
-use crate::serve::address::{Address, Place, quoted};
+use crate::serve::address::{Address, Place, passed, quoted};
 use crate::serve::catalog::Catalog;
 use crate::signals::Signals;
 
@@ -24,6 +25,7 @@ Examples:
   virtkeep serve                            all disks of all points
   virtkeep serve web1/vda@latest            one disk
   virtkeep serve --listen localhost:10809
+  virtkeep serve --listen kvm1:10809 --tls-cert kvm1.pem --tls-key kvm1.key
 
 An export is named DOMAIN/DISK@WHEN, as in web1/vda@latest, and any way to write
 a point will do. Names are looked up when a client connects: new points are
@@ -36,10 +38,23 @@ pub(crate) struct Args {
     #[arg(value_name = "POINT")]
     points: Vec<String>,
 
-    /// Where to listen: unix:PATH, or HOST:PORT on this machine; may be given several times
-    /// [default: a unix socket in /run/virtkeep, or in $XDG_RUNTIME_DIR/virtkeep]
+    /// Where to listen: unix:PATH or HOST:PORT, which without TLS must be on this machine; may be
+    /// given several times [default: what systemd passed, else a unix socket in /run/virtkeep or in
+    /// $XDG_RUNTIME_DIR/virtkeep]
     #[arg(long, value_name = "ADDRESS")]
     listen: Vec<Address>,
+
+    /// Require TLS on TCP, with this certificate (PEM)
+    #[arg(long, value_name = "FILE", requires = "tls_key")]
+    tls_cert: Option<PathBuf>,
+
+    /// The key of the certificate (PEM)
+    #[arg(long, value_name = "FILE", requires = "tls_cert")]
+    tls_key: Option<PathBuf>,
+
+    /// Accept only clients whose certificate one of these authorities has signed (PEM)
+    #[arg(long, value_name = "FILE", requires = "tls_cert")]
+    tls_client_ca: Option<PathBuf>,
 }
 
 /// A place where clients can connect, as programs see it. All of them are printed once the server
@@ -48,10 +63,13 @@ pub(crate) struct Args {
 struct Line {
     r#type: &'static str,
     address: String,
-    uri: String,
+    uri: Option<String>,
 }
 
 pub(super) fn run(args: &Args, context: &Context) -> Result<Exit> {
+    // Before there are other threads: it changes the environment.
+    let sockets = PassedSocket::take_all()?;
+    let tls = tls(args)?;
     let specs = args
         .points
         .iter()
@@ -63,21 +81,21 @@ pub(super) fn run(args: &Args, context: &Context) -> Result<Exit> {
         context.find_point(spec, &points)?;
     }
     drop(points);
-    let usual = match args.listen[..] {
-        [] => vec![Address::usual(&repo.id().to_string()[..8])?],
-        _ => Vec::new(),
-    };
+    let short_id = repo.id().to_string()[..8].to_owned();
     let catalog = Catalog::new(repo, specs, context.zone.clone(), context.reporter.clone());
     // Before anybody can connect, so that no signal finds the server without a handler.
     let signals = Signals::asking_to_end()?;
-    let mut listeners: Vec<Listener> = Vec::new();
-    let mut places = Vec::new();
-    for address in usual.iter().chain(&args.listen) {
-        for (listener, place) in address.listen()? {
-            listeners.push(listener);
-            places.push(place);
-        }
+    let mut listening = Vec::new();
+    for socket in sockets {
+        listening.push(passed(socket, tls.as_ref())?);
     }
+    for address in &args.listen {
+        listening.extend(address.listen(tls.as_ref())?);
+    }
+    if listening.is_empty() {
+        listening.extend(Address::usual(&short_id)?.listen(None)?);
+    }
+    let (listeners, places): (Vec<_>, Vec<Place>) = listening.into_iter().unzip();
     let reporter = context.reporter.clone();
     let server = Server::new(Arc::new(catalog.clone()))
         .with_observer(move |event| {
@@ -105,6 +123,16 @@ pub(super) fn run(args: &Args, context: &Context) -> Result<Exit> {
     Ok(Exit::Done)
 }
 
+fn tls(args: &Args) -> Result<Option<Tls>> {
+    let (Some(certificate), Some(key)) = (&args.tls_cert, &args.tls_key) else {
+        return Ok(None);
+    };
+    Ok(Some(match &args.tls_client_ca {
+        Some(authorities) => Tls::verifying_clients(certificate, key, authorities)?,
+        None => Tls::new(certificate, key)?,
+    }))
+}
+
 /// What is worth a line for whoever runs the server.
 fn told(event: &Event<'_>) -> Option<String> {
     match event {
@@ -128,31 +156,34 @@ fn told(event: &Event<'_>) -> Option<String> {
 fn invitation(places: &[Place], export: Option<&str>) -> String {
     let addresses: Vec<String> = places.iter().map(|place| shown(&place.address())).collect();
     let mut text = format!("Serving on {}. Ctrl-C ends it.\n", addresses.join(" and "));
-    let Some(place) = places.first() else {
+    let Some((place, all)) = places
+        .iter()
+        .find_map(|place| Some((place, place.uri("")?)))
+    else {
         return text;
     };
     let mut line = |what: &str, command: String| {
         text.push_str(&format!("\n  {what:<10}  {command}"));
     };
-    let all = quoted(&place.uri(""));
-    line("list", format!("nbdinfo --list {all}"));
+    line("list", format!("nbdinfo --list {}", quoted(&all)));
     let Some(export) = export else {
         text.push_str("\n\nNo points yet: they appear here as backups make them.");
         return text;
     };
-    let uri = quoted(&place.uri(export));
-    let guestfish = quoted(&place.guestfish_uri(export));
-    let name = quoted(&shown(export));
-    line("raw image", format!("nbdcopy {uri} disk.raw"));
-    line(
-        "qcow2",
-        format!("qemu-img convert -O qcow2 {uri} disk.qcow2"),
-    );
-    line(
-        "files",
-        format!("guestfish --ro --format=raw -a {guestfish} -i"),
-    );
-    let device = format!("nbd-client {} -N {name} /dev/nbd0", place.nbd_client());
-    line("device", device);
+    if let Some(uri) = place.uri(export) {
+        let uri = quoted(&uri);
+        line("raw image", format!("nbdcopy {uri} disk.raw"));
+        let qcow2 = format!("qemu-img convert -O qcow2 {uri} disk.qcow2");
+        line("qcow2", qcow2);
+    }
+    if let Some(uri) = place.guestfish_uri(export) {
+        let uri = quoted(&uri);
+        let guestfish = format!("guestfish --ro --format=raw -a {uri} -i");
+        line("files", guestfish);
+    }
+    if let Some(server) = place.nbd_client() {
+        let name = quoted(&shown(export));
+        line("device", format!("nbd-client {server} -N {name} /dev/nbd0"));
+    }
     text
 }

@@ -8,7 +8,7 @@ use std::path::{Path, PathBuf};
 use std::str::FromStr;
 
 use anyhow::{Context as _, Result};
-use nbd_server::Listener;
+use nbd_server::{Listener, PassedSocket, Tls, TlsMode};
 
 use crate::exit::usage;
 use crate::output::shown;
@@ -45,8 +45,31 @@ impl FromStr for Address {
 pub(crate) enum Place {
     /// An absolute path.
     Unix(PathBuf),
-    /// With the port that is really listened on.
-    Tcp(SocketAddr),
+    /// A host, as it was given, and the port that is really listened on.
+    Tcp {
+        /// Name or address.
+        host: String,
+        /// Never 0.
+        port: u16,
+        /// Whether clients have to use TLS.
+        tls: bool,
+    },
+    /// A unix socket that was passed to this process: whoever did that knows where it is.
+    Passed(String),
+}
+
+/// A socket passed by systemd, and where it is.
+pub(crate) fn passed(socket: PassedSocket, tls: Option<&Tls>) -> Result<(Listener, Place)> {
+    let name = socket.name().unwrap_or("unnamed").to_owned();
+    // A plain unix socket has its own protection.
+    let listener = socket.listen(tls.map_or(TlsMode::Off, |tls| TlsMode::Required(tls.clone())))?;
+    match listener.tcp_address() {
+        Some(address) => {
+            let place = Place::of(address, address.ip().to_string(), tls.is_some());
+            Ok((listener, place))
+        }
+        None => Ok((listener.with_tls(TlsMode::Off)?, Place::Passed(name))),
+    }
 }
 
 impl Address {
@@ -75,8 +98,8 @@ impl Address {
         Ok(Self::Unix(directory.join(format!("{repository}.sock"))))
     }
 
-    /// Listens there. A name may have several addresses.
-    pub(crate) fn listen(&self) -> Result<Vec<(Listener, Place)>> {
+    /// Listens there, on TCP with TLS where that is given. A name may have several addresses.
+    pub(crate) fn listen(&self, tls: Option<&Tls>) -> Result<Vec<(Listener, Place)>> {
         match self {
             Self::Unix(path) => {
                 let path = std::path::absolute(path)?;
@@ -88,11 +111,17 @@ impl Address {
                     .to_socket_addrs()
                     .with_context(|| format!("cannot find the host of {}", shown(text)))?
                     .collect();
+                let host = text.rsplit_once(':').map_or("", |(host, _)| host);
                 let mut listeners = Vec::new();
                 for address in &addresses {
-                    match Listener::tcp(*address) {
+                    let listener = match tls {
+                        Some(tls) => Listener::tcp_with_tls(*address, tls.clone()),
+                        None => Listener::tcp(*address),
+                    };
+                    match listener {
                         Ok(listener) => {
-                            let place = Place::Tcp(listener.tcp_address().unwrap_or(*address));
+                            let address = listener.tcp_address().unwrap_or(*address);
+                            let place = Place::of(address, host.to_owned(), tls.is_some());
                             listeners.push((listener, place));
                         }
                         // One of several addresses of a name may not be there: IPv6, for example.
@@ -112,39 +141,71 @@ impl Address {
 }
 
 impl Place {
+    fn of(address: SocketAddr, host: String, tls: bool) -> Self {
+        let host = match address {
+            // `localhost` may be both.
+            SocketAddr::V6(address) if !host.starts_with('[') => {
+                format!("[{}]", address.ip())
+            }
+            _ => host,
+        };
+        Self::Tcp {
+            host,
+            port: address.port(),
+            tls,
+        }
+    }
+
     /// As in `--listen`.
     pub(crate) fn address(&self) -> String {
         match self {
             Self::Unix(path) => format!("unix:{}", path.display()),
-            Self::Tcp(address) => address.to_string(),
+            Self::Tcp { host, port, .. } => format!("{host}:{port}"),
+            Self::Passed(name) => format!("the socket {name}"),
         }
     }
 
-    /// The URI of an export; with an empty name, of the server.
-    pub(crate) fn uri(&self, export: &str) -> String {
+    /// The URI of an export; with an empty name, of the server. None where only others know it.
+    pub(crate) fn uri(&self, export: &str) -> Option<String> {
         let export = escaped(export);
         match self {
-            Self::Unix(path) => format!("nbd+unix:///{export}?socket={}", escaped_path(path)),
-            Self::Tcp(address) => format!("nbd://{address}/{export}"),
+            Self::Unix(path) => Some(format!(
+                "nbd+unix:///{export}?socket={}",
+                escaped_path(path)
+            )),
+            Self::Tcp { host, port, tls } => {
+                let scheme = if *tls { "nbds" } else { "nbd" };
+                Some(format!("{scheme}://{host}:{port}/{export}"))
+            }
+            Self::Passed(_) => None,
         }
     }
 
-    /// The URI of an export as guestfish wants it.
-    pub(crate) fn guestfish_uri(&self, export: &str) -> String {
+    /// The URI of an export as guestfish wants it; none with TLS, which it cannot.
+    pub(crate) fn guestfish_uri(&self, export: &str) -> Option<String> {
         match self {
             Self::Unix(path) => {
                 let path = escaped_path(path);
-                format!("nbd:///{}?socket={path}", escaped(export))
+                Some(format!("nbd:///{}?socket={path}", escaped(export)))
             }
-            Self::Tcp(_) => self.uri(export),
+            Self::Tcp { tls: false, .. } => self.uri(export),
+            _ => None,
         }
     }
 
-    /// What `nbd-client` wants in front of the name.
-    pub(crate) fn nbd_client(&self) -> String {
+    /// What `nbd-client` wants in front of the name; none with TLS, for which it wants much more.
+    pub(crate) fn nbd_client(&self) -> Option<String> {
         match self {
-            Self::Unix(path) => format!("-unix {}", quoted(&shown(&path.to_string_lossy()))),
-            Self::Tcp(address) => format!("{} {}", address.ip(), address.port()),
+            Self::Unix(path) => Some(format!("-unix {}", quoted(&shown(&path.to_string_lossy())))),
+            Self::Tcp {
+                host,
+                port,
+                tls: false,
+            } => {
+                let host = host.trim_start_matches('[').trim_end_matches(']');
+                Some(format!("{host} {port}"))
+            }
+            _ => None,
         }
     }
 }
@@ -204,11 +265,19 @@ mod tests {
     fn names_survive_uris_and_shells() {
         let place = Place::Unix("/run/a b&c.sock".into());
         assert_eq!(
-            place.uri("my vm/vda@2026-11-22T22:11:07"),
+            place.uri("my vm/vda@2026-11-22T22:11:07").unwrap(),
             "nbd+unix:///my%20vm/vda@2026-11-22T22:11:07?socket=/run/a%20b%26c.sock"
         );
-        let place = Place::Tcp("[::1]:10809".parse().unwrap());
-        assert_eq!(place.uri("ü?/vda@x"), "nbd://[::1]:10809/%C3%BC%3F/vda@x");
+        let localhost =
+            |address: &str, tls| Place::of(address.parse().unwrap(), "localhost".to_owned(), tls);
+        let place = localhost("127.0.0.1:10809", true);
+        assert_eq!(
+            place.uri("ü?/vda@x").unwrap(),
+            "nbds://localhost:10809/%C3%BC%3F/vda@x"
+        );
+        let place = localhost("[::1]:10809", false);
+        assert_eq!(place.uri("").unwrap(), "nbd://[::1]:10809/");
+        assert_eq!(place.nbd_client().unwrap(), "::1 10809");
         assert_eq!(quoted("it's"), r"'it'\''s'");
     }
 }

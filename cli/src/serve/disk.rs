@@ -91,12 +91,22 @@ impl Export for OpenDisk {
         buffer: &mut [u8],
         holes: &mut Holes,
     ) -> Result<(), ExportError> {
-        let _ = holes;
-        self.read(offset, buffer)
+        self.reader
+            .read_sparse_at(DiskOffset(offset), buffer, |range| holes.push(range))
+            .map_err(|error| self.failed(&error))
     }
 
     fn features(&self) -> Features {
-        Features::default()
+        Features {
+            cache: true,
+            ..Features::default()
+        }
+    }
+
+    fn cache(&self, offset: u64, length: u64) -> Result<(), ExportError> {
+        let end = DiskOffset(offset + length);
+        self.reader.prefetch(DiskOffset(offset), end);
+        Ok(())
     }
 
     fn block_sizes(&self) -> BlockSizes {

@@ -577,7 +577,7 @@ fn addresses_that_make_no_sense_are_refused() {
     let wrong = world.run(&["serve", "--listen", "/run/x.sock"]);
     wrong.refused(2, "unix:PATH");
     let open = world.run(&["serve", "--listen", "0.0.0.0:0"]);
-    open.refused(1, "not a loopback address");
+    open.refused(1, "can be reached from other machines");
     let text = world
         .command(&[
             "serve",
@@ -600,6 +600,75 @@ fn addresses_that_make_no_sense_are_refused() {
         said.contains("nbdinfo --list 'nbd+unix:///?socket="),
         "{said}"
     );
+    child.kill().unwrap();
+    child.wait().unwrap();
+}
+
+#[test]
+fn other_machines_are_served_over_tls() {
+    let world = World::new();
+    let history = history(&world);
+    let (key, certificate) = (world.text("key.pem"), world.text("cert.pem"));
+    std::fs::create_dir(world.path("client")).unwrap();
+    let (subject, name) = ("/CN=localhost", "subjectAltName=DNS:localhost");
+    let mut openssl = vec!["req", "-x509", "-newkey", "ec", "-nodes", "-days", "2"];
+    openssl.extend(["-pkeyopt", "ec_paramgen_curve:prime256v1"]);
+    openssl.extend(["-subj", subject, "-addext", name]);
+    openssl.extend(["-keyout", &key, "-out", &certificate]);
+    tool("openssl", &openssl);
+    std::fs::copy(&certificate, world.path("client/ca-cert.pem")).unwrap();
+
+    let listen = ["serve", "--json", "--listen", "0.0.0.0:0"];
+    let mut command = world.command(&listen);
+    command.args(["--tls-cert", &certificate, "--tls-key", &key]);
+    let mut child = command
+        .stdout(Stdio::piped())
+        .stderr(Stdio::null())
+        .spawn()
+        .unwrap();
+    let mut line = String::new();
+    let mut out = BufReader::new(child.stdout.take().unwrap());
+    out.read_line(&mut line).unwrap();
+    let line: Value = serde_json::from_str(&line).unwrap();
+    let (_, port) = line["address"].as_str().unwrap().rsplit_once(':').unwrap();
+    let copy = world.text("copy.raw");
+    let of = |scheme: &str, words: &str| {
+        let uri = format!("{scheme}://localhost:{port}/web1/vda@latest{words}");
+        Ran::of(Command::new("nbdcopy").args([&uri, &copy]))
+    };
+    let certificates = format!("?tls-certificates={}", world.text("client"));
+    let copied = of("nbds", &certificates);
+    assert_eq!(copied.code, 0, "{copied:#?}");
+    assert!(std::fs::read(&copy).unwrap() == history[2]);
+    assert_ne!(of("nbd", "").code, 0, "plain text is refused");
+    child.kill().unwrap();
+    child.wait().unwrap();
+
+    let half = world.run(&["serve", "--tls-cert", &certificate]);
+    half.refused(2, "--tls-key");
+    let missing = ["serve", "--tls-cert", "nowhere.pem", "--tls-key", &key];
+    world.run(&missing).refused(1, "nowhere.pem");
+}
+
+#[test]
+fn a_socket_passed_by_systemd_is_served() {
+    let world = World::new();
+    let history = history(&world);
+    let socket = world.text("passed");
+    let program = env!("CARGO_BIN_EXE_virtkeep");
+    let mut child = Command::new("systemd-socket-activate")
+        .args(["--listen", &socket, "--setenv=TZ=UTC"])
+        .arg(format!("--setenv=VIRTKEEP_REPO={}", world.text("repo")))
+        .args([program, "serve"])
+        .stdout(Stdio::null())
+        .stderr(Stdio::null())
+        .spawn()
+        .unwrap();
+    wait_until("listened", || world.path("passed").exists());
+    let copy = world.text("copy.raw");
+    let uri = format!("nbd+unix:///web1/vda@latest?socket={socket}");
+    tool("nbdcopy", &[&uri, &copy]);
+    assert!(std::fs::read(&copy).unwrap() == history[2]);
     child.kill().unwrap();
     child.wait().unwrap();
 }

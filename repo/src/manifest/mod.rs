@@ -16,7 +16,7 @@ use std::sync::Arc;
 
 pub(crate) use build::TreeBuilder;
 pub(crate) use diff::{Comparison, Found};
-pub(crate) use tree::{Tree, chunk};
+pub(crate) use tree::{Tree, check_level, chunk};
 
 use crate::format::geometry::{ChunkSize, FanOut, height_for};
 use crate::format::node::{Node, Root};

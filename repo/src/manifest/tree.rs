@@ -102,16 +102,22 @@ impl<'a> Tree<'a> {
             return Ok(None);
         };
         let node = self.source.node(id)?;
-        if node.level != level {
-            return Err(Error::Corrupt {
-                what: format!("manifest node {id}"),
-                expected: format!("level {level}"),
-                found: format!("level {}", node.level),
-            });
-        }
+        check_level(&node, id, level)?;
         self.path[usize::from(level)] = Some((index, Arc::clone(&node)));
         Ok(Some(node))
     }
+}
+
+/// An error unless a node has the level that its place in a tree demands.
+pub(crate) fn check_level(node: &Node, id: NodeId, level: u8) -> Result<()> {
+    if node.level == level {
+        return Ok(());
+    }
+    Err(Error::Corrupt {
+        what: format!("manifest node {id}"),
+        expected: format!("level {level}"),
+        found: format!("level {}", node.level),
+    })
 }
 
 /// The chunks a leaf names.

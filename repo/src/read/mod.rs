@@ -1,29 +1,33 @@
 //! Reading a disk of a point. Every byte is verified against its id before it is handed out.
 
+mod ahead;
 mod bulk;
 mod changes;
 mod copy;
 mod losses;
+mod random;
 mod reads;
 
 pub(crate) use bulk::fetch_many;
 pub use changes::Change;
 pub use losses::Loss;
 use losses::Losses;
+pub(crate) use random::{PlacedLeaf, Slot};
 
 use std::ops::Range;
 use std::sync::{Arc, Mutex};
 
-use crate::cache::Cache;
+use ahead::Stream;
+
 use crate::format::node::Root;
 use crate::lease::ReaderLease;
-use crate::limits::{CHUNKS_CACHED_MAX, EXTENTS_CHUNKS_MAX, EXTENTS_PER_CALL_MAX};
+use crate::limits::{EXTENTS_CHUNKS_MAX, EXTENTS_PER_CALL_MAX};
 use crate::manifest::{NodeSource, Shape, Tree, chunk};
 use crate::store::Store;
 use crate::sync::lock;
 use crate::{
-    ByteLen, Cancel, ChunkId, Disk, DiskOffset, Error, Extent, ExtentState, Progress, Result,
-    RootId, SourceError,
+    ByteLen, Cancel, Disk, DiskOffset, Error, Extent, ExtentState, Progress, Result, RootId,
+    SourceError,
 };
 
 /// One disk of one point, readable at any place. Holds a reader lease while it lives; it can be
@@ -31,7 +35,7 @@ use crate::{
 pub struct DiskReader {
     store: Arc<Store>,
     root: Root,
-    chunks: Cache<ChunkId, Vec<u8>>,
+    stream: Stream,
     /// What could not be read, when the rest is to be saved all the same.
     losses: Option<Mutex<Losses>>,
     _lease: Option<ReaderLease>,
@@ -58,7 +62,7 @@ impl DiskReader {
         Ok(Self {
             store,
             root,
-            chunks: Cache::new(CHUNKS_CACHED_MAX),
+            stream: Stream::default(),
             losses: None,
             _lease: lease,
         })
@@ -88,7 +92,7 @@ impl DiskReader {
         Ok(Self {
             store,
             root,
-            chunks: Cache::new(CHUNKS_CACHED_MAX),
+            stream: Stream::default(),
             losses: Some(Mutex::new(losses)),
             _lease: lease,
         })
@@ -123,30 +127,6 @@ impl DiskReader {
     /// Bytes per chunk: reads of whole chunks, aligned to them, cost least.
     pub fn chunk_size(&self) -> ByteLen {
         ByteLen(self.root.chunk_size.as_u64())
-    }
-
-    /// Fills `buffer` with the bytes at `offset`; the range must lie inside the disk.
-    pub fn read_at(&self, offset: DiskOffset, buffer: &mut [u8]) -> Result<()> {
-        self.assert_inside(offset, offset.plus(ByteLen(buffer.len() as u64)));
-        let chunk_bytes = self.root.chunk_size.as_u64();
-        let mut tree = self.tree();
-        let mut at = offset.0;
-        let mut rest = buffer;
-        while !rest.is_empty() {
-            let inside = at % chunk_bytes;
-            let len = usize::try_from(chunk_bytes - inside).expect("chunks are small");
-            let (part, behind) = rest.split_at_mut(len.min(rest.len()));
-            match self.chunk_at(&mut tree, at)? {
-                None => part.fill(0),
-                Some(id) => {
-                    let chunk = self.chunks.get_or(id, || self.store.fetch(id))?;
-                    copy_padded(&chunk, inside, part);
-                }
-            }
-            at += part.len() as u64;
-            rest = behind;
-        }
-        Ok(())
     }
 
     /// Which ranges hold data and which are zero, from `from` on, at most up to `until`. States are
@@ -224,13 +204,6 @@ impl DiskReader {
 
     fn tree(&self) -> Tree<'_> {
         Tree::new(&self.root, &*self.store)
-    }
-
-    fn chunk_at(&self, tree: &mut Tree<'_>, at: u64) -> Result<Option<ChunkId>> {
-        let shape = self.shape();
-        let position = (at % shape.leaf_bytes()) / shape.chunk_size.as_u64();
-        let leaf = tree.leaf(at / shape.leaf_bytes())?;
-        Ok(leaf.and_then(|leaf| chunk(&leaf, position)))
     }
 }
 

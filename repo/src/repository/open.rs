@@ -14,7 +14,7 @@ use crate::format::pack::PACK_BYTES_TARGET;
 use crate::index::{FileGate, Identity, Index, IndexFiles, IndexLock, LocalFiles, NoLock};
 use crate::keys::IdKey;
 use crate::lease::LeaseStore;
-use crate::limits::NODES_CACHED_MAX;
+use crate::limits::{CHUNK_CACHE_BYTES_MAX, NODES_CACHED_MAX, PLACES_CACHED_MAX};
 use crate::pin::PinStore;
 use crate::reserve::{RESERVE, Reserve};
 use crate::storage::{Folder, LocalStorage, ObjectName, Storage};
@@ -157,6 +157,8 @@ impl Repository {
             codec: config.codec,
             pack_bytes_target: pack_size.min(PACK_BYTES_TARGET),
             nodes: Cache::new(NODES_CACHED_MAX),
+            places: Cache::new(PLACES_CACHED_MAX / config.fan_out.children()),
+            chunks: Cache::new(chunks_cached_max(&config)),
             env: env.clone(),
         };
         Ok(Self {
@@ -241,6 +243,10 @@ fn read_config(path: &Path, storage: &dyn Storage) -> Result<Config> {
         })?;
     let text = String::from_utf8(text).map_err(|_| none(format!("its {CONFIG} is not text")))?;
     Config::parse(&text, path)
+}
+
+fn chunks_cached_max(config: &Config) -> usize {
+    usize::try_from(CHUNK_CACHE_BYTES_MAX / config.chunk_size.as_u64()).expect("a small number")
 }
 
 fn identity(config: &Config) -> Identity {

@@ -1,0 +1,142 @@
+//! Reading ahead for a client that reads on and on, one request at a time.
+//!
+//! One with many requests in flight keeps all cores busy by itself, and is left alone: what it asks
+//! for next has been asked for already.
+
+use std::ops::Range;
+use std::sync::atomic::{AtomicUsize, Ordering};
+use std::sync::{Arc, Mutex};
+
+use super::DiskReader;
+use super::random::fetch;
+use crate::limits::READ_AHEAD_BYTES;
+use crate::sync::lock;
+
+/// How many reads in a row make a stream.
+const READS_IN_A_ROW_MIN: u32 = 2;
+
+/// How one disk is being read.
+#[derive(Default)]
+pub(super) struct Stream {
+    readers: AtomicUsize,
+    track: Mutex<Track>,
+}
+
+/// The way of a lone reader.
+#[derive(Default)]
+struct Track {
+    /// Where the last read ended.
+    end: u64,
+    /// How many reads began where the one before had ended.
+    in_a_row: u32,
+    /// How far it has been read ahead.
+    ahead: u64,
+}
+
+/// A read that is going on.
+pub(super) struct Reading<'a> {
+    stream: &'a Stream,
+    alone: bool,
+}
+
+impl Stream {
+    /// A read begins; dropping what is returned ends it.
+    pub(super) fn enter(&self) -> Reading<'_> {
+        Reading {
+            stream: self,
+            alone: self.readers.fetch_add(1, Ordering::Relaxed) == 0,
+        }
+    }
+}
+
+impl Drop for Reading<'_> {
+    fn drop(&mut self) {
+        self.stream.readers.fetch_sub(1, Ordering::Relaxed);
+    }
+}
+
+impl Reading<'_> {
+    /// Which range of a disk of `size` bytes to read ahead, now that `range` is being read.
+    pub(super) fn next(&self, range: Range<u64>, size: u64) -> Option<Range<u64>> {
+        let mut track = lock(&self.stream.track);
+        if !self.alone || range.start != track.end {
+            track.in_a_row = 0;
+            track.ahead = range.end;
+        } else {
+            track.in_a_row += 1;
+        }
+        track.end = range.end;
+        let wanted = range.end.saturating_add(READ_AHEAD_BYTES).min(size);
+        let start = track.ahead.max(range.end);
+        let worth = start < wanted && start < range.end.saturating_add(READ_AHEAD_BYTES / 2);
+        if track.in_a_row < READS_IN_A_ROW_MIN || !worth {
+            return None;
+        }
+        track.ahead = wanted;
+        Some(start..wanted)
+    }
+}
+
+impl DiskReader {
+    /// Begins to unpack the chunks of a range on all cores, and returns at once.
+    pub fn prefetch(&self, from: crate::DiskOffset, until: crate::DiskOffset) {
+        self.assert_inside(from, until);
+        let end = until.0.min(from.0.saturating_add(READ_AHEAD_BYTES));
+        self.read_ahead(from.0..end);
+    }
+
+    pub(super) fn read_ahead(&self, range: Range<u64>) {
+        let chunk_bytes = self.root.chunk_size.as_u64();
+        let mut places = self.places();
+        let mut at = range.start - range.start % chunk_bytes;
+        while at < range.end {
+            // Whoever reads there is told what is wrong.
+            let Ok(chunk) = places.chunk_at(at) else {
+                return;
+            };
+            at += chunk_bytes;
+            let Some(chunk) = chunk else { continue };
+            let slot = self.store.slot(chunk.id);
+            let store = Arc::clone(&self.store);
+            rayon::spawn(move || {
+                slot.get_or(|| fetch(&store, &chunk)).ok();
+            });
+        }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    const SIZE: u64 = 100 << 20;
+
+    fn read(stream: &Stream, start: u64, len: u64) -> Option<Range<u64>> {
+        stream.enter().next(start..start + len, SIZE)
+    }
+
+    #[test]
+    fn a_lone_reader_in_order_is_read_ahead_of_and_nothing_twice() {
+        let stream = Stream::default();
+        let mut ahead = Vec::new();
+        for at in (0..SIZE).step_by(4096) {
+            ahead.extend(read(&stream, at, 4096));
+        }
+        assert_eq!(ahead[0].start, 2 * 4096);
+        assert!(ahead.windows(2).all(|pair| pair[0].end == pair[1].start));
+        assert_eq!(ahead[ahead.len() - 1].end, SIZE);
+    }
+
+    #[test]
+    fn who_jumps_about_or_is_not_alone_is_not_read_ahead_of() {
+        let stream = Stream::default();
+        for at in (0..100).rev() {
+            assert_eq!(read(&stream, at * 4096, 4096), None);
+        }
+        let other = stream.enter();
+        for at in 0..100 {
+            assert_eq!(read(&stream, at * 4096, 4096), None);
+        }
+        drop(other);
+    }
+}
