@@ -1,11 +1,12 @@
 //! What a command works with: the repository, libvirt, the local time zone, the output.
 
+use std::collections::HashMap;
 use std::path::{Path, PathBuf};
 
 use anyhow::Result;
 use jiff::tz::TimeZone;
 use virtkeep_capture::Host;
-use virtkeep_repo::{Env, OpenOptions, Point, Repository};
+use virtkeep_repo::{Env, OpenOptions, Pin, Point, PointId, Repository};
 
 use crate::args::Global;
 use crate::output::{Output, shown};
@@ -92,6 +93,39 @@ impl Context {
             ));
         }
         Ok(repo.points()?)
+    }
+
+    /// As [`points`](Self::points), for a POINT that may name a forgotten one by its id: where no other
+    /// point has that id, the forgotten ones that do are added.
+    pub(crate) fn points_named(&self, repo: &Repository, spec: &PointSpec) -> Result<Vec<Point>> {
+        let mut points = self.points(repo)?;
+        if let Some(prefix) = spec.id_prefix() {
+            let fits = |point: &Point| point.id.to_string().starts_with(prefix);
+            if !points.iter().any(fits) {
+                let forgotten = repo.forgotten()?.points;
+                points.extend(forgotten.into_iter().filter(fits));
+            }
+        }
+        Ok(points)
+    }
+
+    /// What keeps points from being forgotten. A pin that cannot be read is named on standard error:
+    /// no reason not to show the points.
+    pub(crate) fn pins(&self, repo: &Repository) -> HashMap<PointId, Vec<Pin>> {
+        let mut pins: HashMap<PointId, Vec<Pin>> = HashMap::new();
+        match repo.pins().list() {
+            Ok(all) => {
+                for (_, pin) in all {
+                    for point in &pin.points {
+                        pins.entry(*point).or_default().push(pin.clone());
+                    }
+                }
+            }
+            Err(error) => self
+                .reporter
+                .note(&format!("warning: no pins are shown: {error}")),
+        }
+        pins
     }
 
     /// Connects to libvirt.

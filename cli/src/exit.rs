@@ -8,7 +8,7 @@ use virtkeep_capture::Error as Capture;
 use virtkeep_repo::Error as Engine;
 
 use crate::context::NoRepositoryGiven;
-use crate::output::{OutputError, shown_lines};
+use crate::output::{OutputError, shown, shown_lines};
 use crate::point_spec::PointError;
 use crate::signals;
 
@@ -66,6 +66,17 @@ pub(crate) fn usage(text: impl Into<String>) -> anyhow::Error {
     anyhow::Error::new(Usage(text.into()))
 }
 
+/// A policy would take the last point of a domain.
+#[derive(Debug, thiserror::Error)]
+#[error(
+    "nothing was forgotten: the policy keeps no point of {}. Keep more, leave the domain out with --domain, or name its points to forget all of them",
+    shown(domain)
+)]
+pub(crate) struct WouldEmpty {
+    /// The domain.
+    pub(crate) domain: String,
+}
+
 /// An error, seen from outside.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub(crate) struct Failure {
@@ -108,6 +119,9 @@ fn classify(error: &(dyn std::error::Error + 'static)) -> Option<(Exit, &'static
             PointError::NotFound(_) => (Exit::Failed, "not-found"),
             PointError::Ambiguous(_) => (Exit::Failed, "ambiguous"),
         });
+    }
+    if error.is::<WouldEmpty>() {
+        return Some((Exit::Failed, "would-empty"));
     }
     if error.is::<Usage>() {
         return Some((Exit::Usage, "usage"));

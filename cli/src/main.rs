@@ -12,6 +12,7 @@ mod output;
 mod point_spec;
 mod progress;
 mod restore;
+mod retention;
 mod serve;
 mod signals;
 mod sizes;

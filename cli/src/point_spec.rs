@@ -4,6 +4,7 @@
 //! are hostile: they may hold `@` and `/` themselves. So a POINT is split at the *last* `@`, and a
 //! name with a slash is a domain first, and a domain with a disk only if there is no such domain.
 
+use std::collections::HashMap;
 use std::fmt::Write as _;
 
 use jiff::tz::TimeZone;
@@ -69,6 +70,18 @@ impl PointSpec {
             text,
             "write DOMAIN@latest, DOMAIN@2026-11-22T22:11, or a point id from `virtkeep list`",
         ))
+    }
+
+    /// The id, or the beginning of it, where the point is named by that.
+    pub(crate) fn id_prefix(&self) -> Option<&str> {
+        match self {
+            Self::Id(prefix)
+            | Self::At {
+                when: When::Id(prefix),
+                ..
+            } => Some(prefix),
+            Self::At { .. } => None,
+        }
     }
 
     /// Looks the point up among `points`, which are sorted from old to new.
@@ -276,20 +289,16 @@ fn find_id<'a>(
 /// The times to print for `points`: local, and precise enough that `DOMAIN@TIME` means that very
 /// point again.
 pub(crate) fn times(points: &[&Point], zone: &TimeZone) -> Vec<String> {
-    let second = |p: &Point| p.time.0 / 1000;
+    let second = |p: &Point| (p.domain.uuid, p.time.0 / 1000);
+    let mut sharing: HashMap<(DomainUuid, u64), usize> = HashMap::new();
+    for point in points {
+        *sharing.entry(second(point)).or_default() += 1;
+    }
     points
         .iter()
-        .map(|point| {
-            let shared = points.iter().any(|other| {
-                other.id != point.id
-                    && other.domain.uuid == point.domain.uuid
-                    && second(other) == second(point)
-            });
-            if shared {
-                when::local_time_exact(point.time, zone)
-            } else {
-                when::local_time(point.time, zone)
-            }
+        .map(|point| match sharing[&second(point)] {
+            1 => when::local_time(point.time, zone),
+            _ => when::local_time_exact(point.time, zone),
         })
         .collect()
 }

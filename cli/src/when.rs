@@ -5,7 +5,7 @@
 
 use jiff::civil::{Date, DateTime, Time};
 use jiff::tz::{AmbiguousOffset, TimeZone};
-use jiff::{Span, Timestamp, ToSpan};
+use jiff::{Span, Timestamp, ToSpan, Zoned};
 use virtkeep_repo::UnixMillis;
 
 /// What stands behind the last `@`.
@@ -213,8 +213,13 @@ fn timestamp(time: UnixMillis) -> Timestamp {
         .unwrap_or(Timestamp::MAX)
 }
 
+/// A moment in a zone.
+pub(crate) fn zoned(time: UnixMillis, zone: &TimeZone) -> Zoned {
+    timestamp(time).to_zoned(zone.clone())
+}
+
 fn written(time: UnixMillis, zone: &TimeZone, exact: bool) -> String {
-    let zoned = timestamp(time).to_zoned(zone.clone());
+    let zoned = zoned(time, zone);
     let local = zoned.datetime();
     let text = if exact {
         local.strftime("%Y-%m-%dT%H:%M:%S%.3f").to_string()

@@ -159,4 +159,7 @@ pub enum FileRole {
     Tpm,
     /// Log of the run that made the point.
     Log,
+    /// Something that only a later version knows of.
+    #[serde(other)]
+    Unknown,
 }

@@ -307,7 +307,7 @@ impl Repository {
     }
 
     /// Refuses to delete anything where the settings or the way it was opened forbid that.
-    pub(crate) fn check_may_remove(&self) -> Result<()> {
+    pub fn check_may_remove(&self) -> Result<()> {
         self.check_writable()?;
         if self.config.append_only {
             return Err(Error::AppendOnly {

@@ -1,14 +1,16 @@
 //! `virtkeep list`: the points there are.
 
+use std::collections::HashMap;
+
 use anyhow::Result;
 use serde::Serialize;
-use virtkeep_repo::{CaptureMode, Consistency, Point, SourceKind};
+use virtkeep_repo::{CaptureMode, Consistency, Pin, Point, PointId};
 
+use super::point_line::PointLine;
 use crate::context::Context;
 use crate::exit::Exit;
 use crate::output::{Table, shown, size};
 use crate::point_spec::{points_of, times};
-use crate::when::rfc3339;
 
 /// List the points there are, oldest first
 #[derive(clap::Args, Debug)]
@@ -16,36 +18,17 @@ use crate::when::rfc3339;
 Examples:
   virtkeep list
   virtkeep list web1
+  virtkeep list --forgotten
 
 What is printed can be used as a POINT: DOMAIN@TIME, or the ID or its first few
 characters.")]
 pub(crate) struct Args {
     /// Only points of this domain (name or uuid)
     domain: Option<String>,
-}
 
-/// A point as programs see it; `show` gives more.
-#[derive(Serialize)]
-pub(super) struct PointLine<'a> {
-    r#type: &'static str,
-    point: String,
-    domain: &'a str,
-    uuid: String,
-    time: String,
-    source: SourceKind,
-    consistency: Consistency,
-    tags: &'a [String],
-    disks: Vec<DiskLine<'a>>,
-}
-
-#[derive(Serialize)]
-struct DiskLine<'a> {
-    target: &'a str,
-    mode: CaptureMode,
-    size_bytes: u64,
-    read_bytes: u64,
-    new_bytes: u64,
-    stored_bytes: u64,
+    /// The points that were forgotten and can still be brought back
+    #[arg(long)]
+    forgotten: bool,
 }
 
 /// A point whose record cannot be read: nothing else is known of it.
@@ -58,8 +41,12 @@ struct DamagedLine {
 
 pub(super) fn run(args: &Args, context: &Context) -> Result<Exit> {
     let repo = context.open_to_read()?;
-    let points = context.points(&repo)?;
-    let damaged = repo.damaged_points()?;
+    let (points, damaged) = if args.forgotten {
+        let forgotten = repo.forgotten()?;
+        (forgotten.points, forgotten.damaged)
+    } else {
+        (context.points(&repo)?, repo.damaged_points()?)
+    };
     for (id, error) in &damaged {
         context.output.json(&DamagedLine {
             r#type: "damaged-point",
@@ -71,27 +58,40 @@ pub(super) fn run(args: &Args, context: &Context) -> Result<Exit> {
         Some(domain) => points_of(domain, &points)?,
         None => points.iter().collect(),
     };
+    let pins = context.pins(&repo);
     for point in &wanted {
-        context.output.json(&line(point))?;
+        let pins = pins.get(&point.id).map_or(&[][..], Vec::as_slice);
+        let line = PointLine::kept(point, args.forgotten, pins);
+        context.output.json(&line)?;
     }
     if !wanted.is_empty() {
-        context.output.text(&table(&wanted, context).render())?;
+        let table = table(&wanted, &pins, context);
+        context.output.text(&table.render())?;
     } else if damaged.is_empty() {
-        context
-            .output
-            .text("No points yet: `virtkeep backup DOMAIN` makes one.")?;
+        context.output.text(if args.forgotten {
+            "No forgotten points, or prune has taken them."
+        } else {
+            "No points yet: `virtkeep backup DOMAIN` makes one."
+        })?;
     }
     Ok(Exit::Done)
 }
 
-fn table(points: &[&Point], context: &Context) -> Table {
-    let mut table = Table::new(&[
+fn table(points: &[&Point], pins: &HashMap<PointId, Vec<Pin>>, context: &Context) -> Table {
+    let mut headings = vec![
         "DOMAIN", "TIME", "ID", "MODE", ">DISKS", ">SIZE", ">READ", ">STORED", "STATE", "TAGS",
-    ]);
+    ];
+    let any_pinned = points.iter().any(|point| pins.contains_key(&point.id));
+    if any_pinned {
+        headings.push("PINNED");
+    }
+    let mut table = Table::new(&headings);
     for (point, time) in points.iter().zip(times(points, &context.zone)) {
         let sum = |of: fn(&virtkeep_repo::Disk) -> u64| size(point.disks.iter().map(of).sum());
         let tags: Vec<String> = point.tags.iter().map(|tag| shown(tag)).collect();
-        table.row([
+        let pins = pins.get(&point.id).into_iter().flatten();
+        let pins: Vec<String> = pins.map(|pin| shown(&pin.reason)).collect();
+        let cells = [
             shown(&point.domain.name),
             time,
             point.id.to_string(),
@@ -102,7 +102,9 @@ fn table(points: &[&Point], context: &Context) -> Table {
             sum(|disk| disk.stats.stored_bytes),
             consistency(point.consistency).to_owned(),
             tags.join(","),
-        ]);
+        ];
+        let pinned = any_pinned.then(|| pins.join("; "));
+        table.row(cells.into_iter().chain(pinned));
     }
     table
 }
@@ -125,30 +127,5 @@ pub(super) fn consistency(consistency: Consistency) -> &'static str {
         Consistency::Frozen => "frozen",
         Consistency::Crash => "crash",
         Consistency::Clean => "clean",
-    }
-}
-
-fn line(point: &Point) -> PointLine<'_> {
-    PointLine {
-        r#type: "point",
-        point: point.id.to_string(),
-        domain: &point.domain.name,
-        uuid: point.domain.uuid.to_string(),
-        time: rfc3339(point.time),
-        source: point.source,
-        consistency: point.consistency,
-        tags: &point.tags,
-        disks: point
-            .disks
-            .iter()
-            .map(|disk| DiskLine {
-                target: &disk.target,
-                mode: disk.mode,
-                size_bytes: disk.size.0,
-                read_bytes: disk.stats.read_bytes,
-                new_bytes: disk.stats.new_bytes,
-                stored_bytes: disk.stats.stored_bytes,
-            })
-            .collect(),
     }
 }

@@ -5,8 +5,11 @@ mod check;
 mod completions;
 mod diff;
 mod findings;
+mod forget;
 mod init;
 mod list;
+mod pin;
+mod point_line;
 mod prune;
 mod release;
 mod repair;
@@ -35,6 +38,9 @@ pub(crate) enum Command {
     Check(check::Args),
     Prune(prune::Args),
     Repair(repair::Args),
+    Forget(Box<forget::Args>),
+    Pin(pin::PinArgs),
+    Unpin(pin::UnpinArgs),
     Stats(stats::Args),
     Release(release::Args),
     Completions(completions::Args),
@@ -55,6 +61,9 @@ pub(crate) fn run(command: Command, context: &Context) -> Result<Exit> {
         Command::Check(args) => check::run(&args, context),
         Command::Prune(args) => prune::run(&args, context),
         Command::Repair(args) => repair::run(&args, context),
+        Command::Forget(args) => forget::run(&args, context),
+        Command::Pin(args) => pin::pin(&args, context),
+        Command::Unpin(args) => pin::unpin(&args, context),
         Command::Stats(args) => stats::run(&args, context),
         Command::Release(args) => release::run(&args, context),
         Command::Completions(args) => completions::run(&args, context),

@@ -6,7 +6,7 @@ use std::time::Instant;
 
 use anyhow::{Context as _, Result, bail};
 use serde::Serialize;
-use virtkeep_repo::{Disk, DiskReader, FileRole, Loss, Point, Repository};
+use virtkeep_repo::{Cancel, Disk, DiskReader, FileRole, Loss, Point, Repository};
 
 use crate::context::Context;
 use crate::define::{As, Defined, Definer};
@@ -168,9 +168,11 @@ pub(super) fn run(args: &Args, context: &Context) -> Result<Exit> {
         check_stream(args, context)?;
     }
     let repo = context.open_to_read()?;
-    let points = context.points(&repo)?;
+    let points = context.points_named(&repo, &spec)?;
     let found = context.find_point(&spec, &points)?;
     let disks = choose_disks(args, found.point, found.disk)?;
+    // All that is read one after the other stays until the end, also where the point is forgotten.
+    let _hold = repo.hold(found.point, &Cancel::new())?;
     let restore = Restore {
         args,
         context,

@@ -6,15 +6,16 @@ use std::io::IsTerminal;
 use anyhow::{Context as _, Result};
 use serde::Serialize;
 use virtkeep_repo::{
-    CaptureMode, Consistency, Disk, DiskStats, FileRole, Point, Repository, SourceKind, StoredFile,
+    CaptureMode, Consistency, Disk, FileRole, Pin, Point, Repository, SourceKind, StoredFile,
     UnixMillis,
 };
 
 use super::list::{consistency, mode};
+use super::point_line::PointLine;
 use crate::context::Context;
 use crate::exit::Exit;
 use crate::output::{Table, shown, shown_lines, size};
-use crate::when::{local_time_exact, rfc3339};
+use crate::when::{local_time, local_time_exact};
 
 /// Show all about one point
 #[derive(clap::Args, Debug)]
@@ -37,45 +38,6 @@ pub(crate) struct Args {
 }
 
 #[derive(Serialize)]
-struct PointLine<'a> {
-    r#type: &'static str,
-    point: String,
-    domain: &'a str,
-    uuid: String,
-    time: String,
-    committed: String,
-    host: &'a str,
-    source: SourceKind,
-    consistency: Consistency,
-    checkpoint: &'a Option<String>,
-    tags: &'a [String],
-    disks: Vec<DiskLine<'a>>,
-    files: Vec<FileLine<'a>>,
-}
-
-#[derive(Serialize)]
-struct DiskLine<'a> {
-    target: &'a str,
-    size_bytes: u64,
-    mode: CaptureMode,
-    reason: &'a str,
-    format: &'a str,
-    location: &'a str,
-    root: String,
-    parent: Option<String>,
-    checkpoint: &'a Option<String>,
-    #[serde(flatten)]
-    stats: DiskStats,
-}
-
-#[derive(Serialize)]
-struct FileLine<'a> {
-    role: FileRole,
-    name: &'a str,
-    size_bytes: u64,
-}
-
-#[derive(Serialize)]
 struct ContentLine<'a> {
     r#type: &'static str,
     point: String,
@@ -87,7 +49,7 @@ struct ContentLine<'a> {
 pub(super) fn run(args: &Args, context: &Context) -> Result<Exit> {
     let spec = context.parse_point(&args.point)?;
     let repo = context.open_to_read()?;
-    let points = context.points(&repo)?;
+    let points = context.points_named(&repo, &spec)?;
     let point = context.find_point(&spec, &points)?.point;
     if args.log {
         file(&repo, point, &[FileRole::Log], "log", context)?;
@@ -95,8 +57,13 @@ pub(super) fn run(args: &Args, context: &Context) -> Result<Exit> {
         let roles = [FileRole::DomainXml, FileRole::LiveXml];
         file(&repo, point, &roles, "domain XML", context)?;
     } else {
-        context.output.json(&line(point))?;
-        context.output.text(&text(point, context))?;
+        let pins = context.pins(&repo).remove(&point.id).unwrap_or_default();
+        let forgotten = repo.forgotten_point(point.id).is_ok() && repo.point(point.id).is_err();
+        let line = PointLine::kept(point, forgotten, &pins);
+        context.output.json(&line)?;
+        context
+            .output
+            .text(&text(point, forgotten, &pins, context))?;
     }
     Ok(Exit::Done)
 }
@@ -149,12 +116,20 @@ fn log(text: &str, context: &Context) -> String {
     lines.collect::<Vec<_>>().join("\n")
 }
 
-fn text(point: &Point, context: &Context) -> String {
+fn text(point: &Point, forgotten: bool, pins: &[Pin], context: &Context) -> String {
     let mut text = String::new();
     let mut field = |name: &str, value: String| {
         let _ = writeln!(text, "{name:<12} {value}");
     };
     field("point", context.describe(point));
+    if forgotten {
+        let back = format!("`virtkeep forget --undo {}` brings it back", point.id);
+        field("forgotten", format!("until prune takes its bytes: {back}"));
+    }
+    for pin in pins {
+        let since = local_time(pin.created, &context.zone);
+        field("pinned", format!("since {since}: {}", shown(&pin.reason)));
+    }
     field("uuid", point.domain.uuid.to_string());
     field("host", shown(&point.host));
     field("source", source(point.source).to_owned());
@@ -231,46 +206,6 @@ fn role(role: FileRole) -> &'static str {
         FileRole::Initrd => "initrd",
         FileRole::Tpm => "TPM state",
         FileRole::Log => "log",
-    }
-}
-
-fn line(point: &Point) -> PointLine<'_> {
-    PointLine {
-        r#type: "point",
-        point: point.id.to_string(),
-        domain: &point.domain.name,
-        uuid: point.domain.uuid.to_string(),
-        time: rfc3339(point.time),
-        committed: rfc3339(point.committed),
-        host: &point.host,
-        source: point.source,
-        consistency: point.consistency,
-        checkpoint: &point.checkpoint,
-        tags: &point.tags,
-        disks: point
-            .disks
-            .iter()
-            .map(|disk| DiskLine {
-                target: &disk.target,
-                size_bytes: disk.size.0,
-                mode: disk.mode,
-                reason: &disk.reason,
-                format: &disk.format,
-                location: &disk.location,
-                root: disk.root.to_string(),
-                parent: disk.parent.map(|id| id.to_string()),
-                checkpoint: &disk.checkpoint,
-                stats: disk.stats,
-            })
-            .collect(),
-        files: point
-            .files
-            .iter()
-            .map(|file| FileLine {
-                role: file.role,
-                name: &file.name,
-                size_bytes: file.size.0,
-            })
-            .collect(),
+        FileRole::Unknown => "unknown",
     }
 }

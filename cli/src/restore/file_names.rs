@@ -41,6 +41,7 @@ pub(crate) fn stored_file(file: &StoredFile) -> Option<String> {
         FileRole::Kernel => "kernel".to_owned(),
         FileRole::Initrd => "initrd".to_owned(),
         FileRole::Tpm => format!("tpm-{}", safe(&file.name)),
+        FileRole::Unknown => format!("file-{}", safe(&file.name)),
         FileRole::Log => return None,
     })
 }

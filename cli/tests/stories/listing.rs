@@ -239,6 +239,12 @@ fn every_name_in_the_json_is_documented() {
         &["restore", "a@latest", "--to", "out"],
         &["check", "--read-data"],
         &["stats"],
+        &["pin", "a@latest"],
+        &["forget", "--keep-last", "1"],
+        &["unpin", "a@latest"],
+        &["forget", "a@latest"],
+        &["list", "--forgotten"],
+        &["forget", "--undo", "a@latest"],
     ] {
         let mut values = world.ok(&[args, &["--json"]].concat()).json();
         assert!(!values.is_empty(), "{args:?}");

@@ -8,6 +8,7 @@ mod at_rest;
 mod bad_input;
 mod define;
 mod directory;
+mod forget;
 mod interrupted;
 mod listing;
 mod onto;

@@ -3,56 +3,23 @@
 use serde::Serialize;
 use virtkeep_repo::{CaptureMode, Point};
 
+use crate::commands::point_line::PointLine;
 use crate::context::Context;
 use crate::exit::Failure;
 use crate::output::{seconds, size};
 
 /// One point that was made.
 #[derive(Serialize)]
-pub(super) struct PointLine<'a> {
-    r#type: &'static str,
-    point: String,
-    domain: &'a str,
-    uuid: String,
-    time: String,
-    disks: Vec<DiskLine<'a>>,
+pub(super) struct MadePointLine<'a> {
+    #[serde(flatten)]
+    point: PointLine<'a>,
     seconds: f64,
 }
 
-#[derive(Serialize)]
-struct DiskLine<'a> {
-    target: &'a str,
-    mode: CaptureMode,
-    reason: &'a str,
-    size_bytes: u64,
-    dirty_bytes: u64,
-    read_bytes: u64,
-    new_bytes: u64,
-    stored_bytes: u64,
-}
-
-impl<'a> PointLine<'a> {
+impl<'a> MadePointLine<'a> {
     pub(super) fn new(point: &'a Point, seconds: f64) -> Self {
         Self {
-            r#type: "point",
-            point: point.id.to_string(),
-            domain: &point.domain.name,
-            uuid: point.domain.uuid.to_string(),
-            time: crate::when::rfc3339(point.time),
-            disks: point
-                .disks
-                .iter()
-                .map(|disk| DiskLine {
-                    target: &disk.target,
-                    mode: disk.mode,
-                    reason: &disk.reason,
-                    size_bytes: disk.size.0,
-                    dirty_bytes: disk.stats.dirty_bytes,
-                    read_bytes: disk.stats.read_bytes,
-                    new_bytes: disk.stats.new_bytes,
-                    stored_bytes: disk.stats.stored_bytes,
-                })
-                .collect(),
+            point: PointLine::new(point),
             seconds: rounded(seconds),
         }
     }

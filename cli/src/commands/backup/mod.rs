@@ -14,7 +14,7 @@ use anyhow::{Result, bail};
 use virtkeep_capture::{DomainRef, Error, Host, ImageSource, Options};
 use virtkeep_repo::{Cancel, Point, Repository};
 
-use self::lines::{ErrorLine, PointLine, SkippedLine, SummaryLine};
+use self::lines::{ErrorLine, MadePointLine, SkippedLine, SummaryLine};
 use self::watch::Watch;
 use super::thaw_guard;
 use crate::context::Context;
@@ -237,7 +237,7 @@ impl<'a> Run<'a> {
         match backup() {
             Ok(point) => {
                 let seconds = started.elapsed().as_secs_f64();
-                output.json(&PointLine::new(&point, seconds))?;
+                output.json(&MadePointLine::new(&point, seconds))?;
                 output.text(&lines::summary(&point, seconds, self.context))?;
                 self.done.push(point);
             }
