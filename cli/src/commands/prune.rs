@@ -45,6 +45,18 @@ pub(crate) struct Args {
     exact: bool,
 }
 
+impl Args {
+    /// As without any options.
+    pub(super) fn usual() -> Self {
+        Self {
+            dry_run: false,
+            max_unused: 5.0,
+            keep_unfinished: Duration::from_secs(7 * 24 * 3600),
+            exact: false,
+        }
+    }
+}
+
 fn percent(text: &str) -> Result<f64, String> {
     let number = text.strip_suffix('%').unwrap_or(text);
     match number.parse() {

@@ -298,3 +298,34 @@ fn a_file_of_a_kind_that_is_not_known_is_restored_as_it_is() {
     world.ok(&["restore", "web1@latest", "--to", "out"]);
     assert_eq!(fs::read(world.path("out/file-seals")).unwrap(), b"content");
 }
+
+#[test]
+fn a_pinned_point_lives_through_kill_forget_prune_and_restart() {
+    let world = World::new();
+    let [old, new] = days(&world, [1, 0]);
+    world.ok(&["pin", &old, "--reason", "audit"]);
+    for command in [
+        &["prune"][..],
+        &["forget", "--keep-last", "1"],
+        &["prune", "--exact"],
+    ] {
+        // Killed somewhere on its way, then done.
+        let mut killed = world.command(command).spawn().unwrap();
+        killed.kill().unwrap();
+        killed.wait().unwrap();
+        world.ok(command);
+    }
+    world.run(&["forget", &old, "--prune"]).refused(1, "pinned");
+    assert_eq!(listed(&world), [old.clone(), new.clone()]);
+    world.ok(&["restore", &old, "--to", "out", "--format", "raw"]);
+    assert!(fs::read(world.path("out/vda.raw")).unwrap() == disk(1));
+
+    world.ok(&["unpin", &old]);
+    world.ok(&["forget", &old, "--prune"]);
+    world
+        .run(&["forget", "--undo", &old])
+        .refused(1, "no restore point");
+    world.run(&["show", &old]).refused(1, "no restore point");
+    assert_eq!(listed(&world), [new]);
+    world.ok(&["check", "--read-data"]);
+}

@@ -6,11 +6,12 @@ mod named;
 use anyhow::Result;
 use jiff::Span;
 
+use super::prune;
 use crate::context::Context;
 use crate::exit::{Exit, usage};
 use crate::retention::{Every, Policy, parse_within};
 
-/// What to do with points that are to go.
+/// Neither points nor rules were given.
 const NOTHING_SAID: &str =
     "say which points go: name them, or what to keep, such as --keep-daily 7 --keep-weekly 4";
 
@@ -49,6 +50,10 @@ pub(crate) struct Args {
     /// Only show what would be forgotten, and why
     #[arg(long, conflicts_with = "undo")]
     dry_run: bool,
+
+    /// Prune afterwards: what was forgotten cannot be brought back then
+    #[arg(long, conflicts_with_all = ["undo", "dry_run"])]
+    prune: bool,
 }
 
 /// The rules of a policy.
@@ -113,6 +118,14 @@ pub(super) fn run(args: &Args, context: &Context) -> Result<Exit> {
     if args.undo {
         return named::undo(&args.points, context);
     }
+    let done = choose_and_forget(args, context)?;
+    if args.prune {
+        return prune::run(&prune::Args::usual(), context);
+    }
+    Ok(done)
+}
+
+fn choose_and_forget(args: &Args, context: &Context) -> Result<Exit> {
     if !args.points.is_empty() {
         return named::forget(&args.points, args.dry_run, context);
     }
