@@ -152,10 +152,10 @@ fn a_forgotten_point_is_shown_and_restored_by_its_id_and_comes_back() {
     let ran = world.ok(&["forget", &old[..6], "--json"]);
     assert_eq!(ran.json()[0]["type"], "forgotten");
     assert_eq!(ran.json()[0]["point"], old);
-    assert_eq!(listed(&world), [new.clone()]);
+    assert_eq!(listed(&world), std::slice::from_ref(&new));
     assert_eq!(
         ids(&world.ok(&["list", "--forgotten", "--json"])),
-        [old.clone()]
+        std::slice::from_ref(&old)
     );
     assert!(world.ok(&["list", "--forgotten"]).stdout.contains(&old));
     // A time means a point that is there.
@@ -195,7 +195,7 @@ fn the_last_point_of_a_domain_goes_only_by_name() {
     let world = World::new();
     let [only] = days(&world, [400]);
     world.ok(&["forget", "--keep-daily", "1"]);
-    assert_eq!(listed(&world), [only.clone()]);
+    assert_eq!(listed(&world), std::slice::from_ref(&only));
     let ran = world.ok(&["forget", "web1@latest", "--dry-run"]);
     assert!(ran.stdout.contains("Would forget"), "{ran:#?}");
     let ran = world.ok(&["forget", "web1@latest"]);
