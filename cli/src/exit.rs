@@ -185,6 +185,7 @@ fn engine(error: &Engine) -> Option<(Exit, &'static str)> {
         Engine::Corrupt { .. }
         | Engine::Missing { .. }
         | Engine::DiskDamage { .. }
+        | Engine::NothingVerifies { .. }
         | Engine::Unprunable { .. } => (Exit::Damage, "damage"),
         Engine::Cancelled => interrupted(),
         // The cause further down says more: the system's error, or the source's.

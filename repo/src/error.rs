@@ -174,6 +174,18 @@ pub enum Error {
         why: String,
     },
 
+    /// No pack can be verified at all.
+    #[error(
+        "none of the {packs} packs in {} can be verified: the id_key or chunk_size in config.toml is wrong, or all of them are lost. Put a copy of the right config.toml back, then try again; nothing was changed",
+        path.display()
+    )]
+    NothingVerifies {
+        /// The repository.
+        path: PathBuf,
+        /// How many packs there are.
+        packs: u64,
+    },
+
     /// The index is missing or damaged. Nothing is lost: it is a cache.
     #[error("the index {} cannot be used: {why}. Nothing is lost, it is only a cache: run `virtkeep repair` to build it anew", path.display())]
     Index {

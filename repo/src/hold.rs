@@ -68,7 +68,7 @@ impl Repository {
         self.leases.reader("virtkeep", roots, index, recheck)
     }
 
-    fn check_all_there(&self, point: &Point, cancel: &Cancel) -> Result<()> {
+    pub(crate) fn check_all_there(&self, point: &Point, cancel: &Cancel) -> Result<()> {
         let store = self.store();
         let walk = Walk { store, cancel };
         walk.point(point).map_err(|error| match error {

@@ -270,6 +270,10 @@ impl LeaseStore {
         let listing = || Error::io("list", &self.dir);
         for entry in fs::read_dir(&self.dir).map_err(listing())? {
             let entry = entry.map_err(listing())?;
+            // Nobody's lease, and no reason to fail.
+            if entry.file_type().is_ok_and(|kind| kind.is_dir()) {
+                continue;
+            }
             let id = entry
                 .file_name()
                 .to_str()

@@ -44,6 +44,7 @@ mod progress;
 #[doc(hidden)]
 pub mod prune;
 mod read;
+mod repair;
 mod repository;
 mod reserve;
 mod source;
@@ -73,6 +74,7 @@ pub use point::{
 pub use progress::{NoProgress, Progress};
 pub use prune::{PruneOptions, PruneProgress, PruneReport, PruneStage};
 pub use read::{Change, DiskReader, DiskSink, Loss};
+pub use repair::{RepairOptions, RepairReport};
 pub use repository::{
     InitOptions, OpenOptions, Parts, PointWatch, RebuildReport, Repository, Stats,
 };

@@ -3,7 +3,7 @@
 //! Reads complete in any order, leaves are appended in the order of the disk: a leaf that is done
 //! waits in a queue until everything before it is done.
 
-use std::collections::{HashMap, HashSet, VecDeque};
+use std::collections::{HashMap, VecDeque};
 use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
 use std::sync::{Arc, Mutex};
 use std::thread;
@@ -13,6 +13,7 @@ use rayon::Scope;
 
 use super::intake::Intake;
 use super::plan::{LeafPlan, Planner, Step};
+use super::wanted::Wanted;
 use crate::budget::{Budget, Permit};
 use crate::format::node::Node;
 use crate::ids::ContentId;
@@ -35,7 +36,7 @@ pub(super) struct Surroundings<'a> {
     pub(super) intake: &'a Intake,
     pub(super) budget: &'a Arc<Budget>,
     /// Ids that are damaged in the repository.
-    pub(super) wanted: &'a HashSet<RawId>,
+    pub(super) wanted: &'a Wanted,
     pub(super) progress: &'a dyn Progress,
     pub(super) cancel: &'a Cancel,
 }
@@ -269,7 +270,7 @@ impl<'a> DiskJob<'a> {
             .filter_map(|(position, (id, piece))| {
                 let id = (*id)?;
                 let same =
-                    inherited(position) == Some(id) && !self.around.wanted.contains(&id.raw());
+                    inherited(position) == Some(id) && !self.around.wanted.contains(id.raw());
                 (!same).then_some((id.raw(), *piece))
             })
             .collect();

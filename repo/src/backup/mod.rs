@@ -7,14 +7,17 @@
 mod disk;
 mod intake;
 mod plan;
+#[cfg(test)]
+mod tests;
+mod wanted;
 
-use std::collections::HashSet;
 use std::io::{self, Read};
 use std::sync::Arc;
 
 use disk::{DiskJob, Surroundings};
 use intake::Intake;
 use plan::Planner;
+use wanted::Wanted;
 
 use crate::budget::Budget;
 use crate::format;
@@ -38,7 +41,7 @@ pub struct Backup {
     // The order matters: the intake's last pack is finished before the lease is let go.
     intake: Intake,
     store: Arc<Store>,
-    wanted: HashSet<RawId>,
+    wanted: Wanted,
     budget: Arc<Budget>,
     unfinished: Unfinished,
     lease: WriterLease,
@@ -103,7 +106,7 @@ impl Backup {
         Ok(Self {
             point: PointId::from_bytes(store.env.random_bytes()),
             intake: Intake::start(Arc::clone(&store), lease.id()),
-            wanted: store.index.wanted()?,
+            wanted: Wanted::load(&store.index)?,
             budget: Budget::new(BACKUP_BYTES_IN_FLIGHT_MAX),
             unfinished: Unfinished {
                 store: Arc::clone(&store),

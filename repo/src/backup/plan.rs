@@ -3,12 +3,13 @@
 //! The rule is *fail toward copying more*: a chunk is taken over from the parent or taken for zero
 //! only when extents of that one state cover all of it; everything else is read.
 
-use std::collections::{HashSet, VecDeque};
+use std::collections::VecDeque;
 use std::sync::Arc;
 
+use super::wanted::Wanted;
 use crate::format::node::Node;
 use crate::manifest::{Shape, Tree, chunk};
-use crate::{ByteLen, DiskOffset, DiskSource, Error, Extent, ExtentState, NodeId, RawId, Result};
+use crate::{ByteLen, DiskOffset, DiskSource, Error, Extent, ExtentState, NodeId, Result};
 
 /// The next piece of a disk.
 pub(super) enum Step {
@@ -37,7 +38,7 @@ pub(super) struct LeafPlan {
 pub(super) struct Planner<'a> {
     shape: Shape,
     parent: Option<Tree<'a>>,
-    wanted: &'a HashSet<RawId>,
+    wanted: &'a Wanted,
     extents: Extents<'a>,
     leaf: u64,
 }
@@ -49,7 +50,7 @@ impl<'a> Planner<'a> {
         shape: Shape,
         source: &'a dyn DiskSource,
         parent: Option<Tree<'a>>,
-        wanted: &'a HashSet<RawId>,
+        wanted: &'a Wanted,
     ) -> Self {
         let inheritable = parent
             .as_ref()
@@ -141,7 +142,7 @@ impl<'a> Planner<'a> {
                 || inherited
                     .as_deref()
                     .and_then(|leaf| chunk(leaf, position))
-                    .is_some_and(|id| self.wanted.contains(&crate::ids::ContentId::raw(id)));
+                    .is_some_and(|id| self.wanted.contains(crate::ids::ContentId::raw(id)));
             if stale && *state == ExtentState::Unchanged {
                 *state = ExtentState::Data;
             }

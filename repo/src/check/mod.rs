@@ -10,7 +10,7 @@
 //! the point still there, after it was seen. Memory is bounded: what is found is handed to the
 //! caller as it is found, and only packs are remembered.
 
-mod packs;
+pub(crate) mod packs;
 mod points;
 mod share;
 mod sound;
@@ -18,7 +18,7 @@ mod sound;
 use std::collections::HashMap;
 use std::ops::Range;
 
-use packs::PackHealth;
+pub(crate) use packs::PackHealth;
 pub(crate) use packs::reason;
 use points::PointWalk;
 pub use share::ReadData;
@@ -112,6 +112,12 @@ impl Repository {
         let points = self.points_in_order()?;
         let packs = packs::check(self, options.read_data, progress, cancel)?;
         let mut report = packs.report;
+        let lost = self.lost_records()?.into_iter();
+        report.damage.extend(
+            lost.map(|id| {
+                format!("the record of point {id} is lost, though nobody has forgotten it")
+            }),
+        );
         report.damage.iter().for_each(|what| progress.damage(what));
         self.check_points(
             &points,

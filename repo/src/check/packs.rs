@@ -9,7 +9,7 @@ use rayon::prelude::*;
 use super::share::choose;
 use super::{CheckProgress, CheckReport, Health, ReadData};
 use crate::format::inspect::inspect;
-use crate::format::pack::{FinishedPack, read_table};
+use crate::format::pack::{FinishedPack, PackEntry, read_table};
 use crate::format::walk::{Found, walk};
 use crate::index::{Location, PackRow, PackState};
 use crate::storage::{Folder, ObjectName};
@@ -29,10 +29,25 @@ pub(crate) enum PackHealth {
 impl PackHealth {
     /// Whether the record there can be relied on.
     pub(crate) fn holds(&self, location: Location) -> bool {
+        self.holds_at(location.offset, location.len)
+    }
+
+    /// Whether a record at this place in the pack can be relied on.
+    pub(crate) fn holds_at(&self, offset: u32, len: u32) -> bool {
         match self {
-            Self::Sound { bytes } => u64::from(location.offset) + u64::from(location.len) <= *bytes,
-            Self::Damaged { good } => good.binary_search(&location.offset).is_ok(),
+            Self::Sound { bytes } => u64::from(offset) + u64::from(len) <= *bytes,
+            Self::Damaged { good } => good.binary_search(&offset).is_ok(),
         }
+    }
+
+    /// Whether nothing of it is good.
+    pub(crate) fn is_worthless(&self) -> bool {
+        matches!(self, Self::Damaged { good } if good.is_empty())
+    }
+
+    /// Whether not all of it is good.
+    pub(crate) fn is_damaged(&self) -> bool {
+        matches!(self, Self::Damaged { .. })
     }
 }
 
@@ -292,18 +307,31 @@ impl Look<'_> {
     }
 }
 
-/// Offsets of the records of a pack that are what they claim to be.
+/// Offsets of the records of a pack that are what the index expects there, when its table cannot be
+/// relied on: the file may hold sound records that belong elsewhere.
 fn good_records(store: &Store, id: PackId) -> Result<Vec<u32>> {
-    let mut good = Vec::new();
+    let entries = records_of(store, id)?;
+    let ids: Vec<RawId> = entries.iter().map(|entry| entry.id).collect();
+    let places = store.index.locate(&ids)?;
+    let good = entries.iter().zip(places).filter_map(|(entry, place)| {
+        let is_here = place.is_some_and(|at| (at.pack, at.offset) == (id, entry.offset));
+        is_here.then_some(entry.offset)
+    });
+    Ok(good.collect())
+}
+
+/// All records that can be found in a pack without its table.
+pub(crate) fn records_of(store: &Store, id: PackId) -> Result<Vec<PackEntry>> {
+    let mut entries = Vec::new();
     let walked = walk(&*store.storage, id, &store.keys, &mut |found| {
         if let Found::Record { entry, .. } = found {
-            good.push(entry.offset);
+            entries.push(entry);
         }
         Ok(())
     });
     match walked {
-        Ok(()) | Err(Error::Corrupt { .. } | Error::Missing { .. } | Error::Io { .. }) => Ok(good),
-        Err(error) => Err(error),
+        Err(error) if !error.is_damage() => Err(error),
+        _ => Ok(entries),
     }
 }
 

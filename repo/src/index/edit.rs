@@ -1,6 +1,6 @@
 //! Changing the index: one transaction under the exclusive lock.
 
-use std::collections::HashMap;
+use std::collections::{HashMap, HashSet};
 
 use redb::{ReadableTable, ReadableTableMetadata, WriteTransaction};
 
@@ -168,6 +168,13 @@ impl Edit {
         for id in ids {
             wanted.insert(id.as_bytes(), ())?;
         }
+        Ok(())
+    }
+
+    /// Makes only these of the wanted ids stay wanted.
+    pub fn want_only(&self, ids: &HashSet<RawId>) -> Result<(), Fault> {
+        let mut wanted = self.transaction.open_table(WANTED)?;
+        wanted.retain(|id, ()| ids.contains(&RawId::from_bytes(id)))?;
         Ok(())
     }
 

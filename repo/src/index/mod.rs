@@ -283,9 +283,10 @@ impl Index {
         self.write(|edit| edit.remove_point(id))
     }
 
-    /// The ids that must be stored anew: as many as repair found damaged, normally none.
-    pub fn wanted(&self) -> Result<HashSet<RawId>> {
-        self.read(View::wanted)
+    /// The first `count` of the ids that must be stored anew: those that repair found damaged, normally
+    /// none.
+    pub fn wanted(&self, count: usize) -> Result<HashSet<RawId>> {
+        self.read(|view| view.wanted(count))
     }
 
     /// Every pack.

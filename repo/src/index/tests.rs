@@ -147,7 +147,7 @@ fn a_wanted_id_is_healed_by_another_copy_and_not_by_the_damaged_one() {
     let a = pack(1, [10, 11]);
     index.add_packs(std::slice::from_ref(&a)).unwrap();
     index.write(|edit| edit.want(&[id(10), id(77)])).unwrap();
-    assert_eq!(index.wanted().unwrap(), HashSet::from([id(10), id(77)]));
+    assert_eq!(index.wanted(10).unwrap(), HashSet::from([id(10), id(77)]));
     assert_eq!(index.known(&[id(10), id(11)]).unwrap(), [false, true]);
 
     // The pack in which it was found damaged is no cure.
@@ -156,7 +156,7 @@ fn a_wanted_id_is_healed_by_another_copy_and_not_by_the_damaged_one() {
 
     let b = pack(2, [10, 77]);
     index.add_packs(std::slice::from_ref(&b)).unwrap();
-    assert_eq!(index.wanted().unwrap(), HashSet::new());
+    assert_eq!(index.wanted(10).unwrap(), HashSet::new());
     assert_eq!(
         index.locate(&[id(10), id(77)]).unwrap(),
         [at(&b, 0), at(&b, 1)]
@@ -338,7 +338,7 @@ fn a_rebuilt_index_takes_the_place_of_the_old_one_at_once() {
     assert_eq!(index.known(&[id(10), id(20)]).unwrap(), [true, false]);
     rebuild.publish(|edit| edit.want(&[id(30)])).unwrap();
     assert_eq!(index.known(&[id(10), id(20)]).unwrap(), [false, true]);
-    assert_eq!(index.wanted().unwrap(), HashSet::from([id(30)]));
+    assert_eq!(index.wanted(10).unwrap(), HashSet::from([id(30)]));
 }
 
 #[test]
@@ -442,7 +442,7 @@ fn moved_records_are_found_in_their_new_pack_unless_they_were_stored_anew_meanwh
         [at(&old, 0), at(&new, 0), at(&new, 1), at(&other, 0)]
     );
     assert_eq!(index.known(&[id(11), id(12)]).unwrap(), [true, true]);
-    assert!(index.wanted().unwrap().is_empty());
+    assert!(index.wanted(10).unwrap().is_empty());
     assert!(
         index
             .packs()
@@ -511,4 +511,63 @@ fn when_a_lease_ended_without_a_point_is_remembered_from_the_first_time_on() {
         .write(|edit| edit.forget_unfinished(&[lease]))
         .unwrap();
     assert_eq!(index.read(View::unfinished).unwrap(), []);
+}
+
+#[test]
+fn a_check_beside_a_pack_that_is_half_entered_finds_nothing_wrong() {
+    struct Quiet;
+    impl crate::CheckProgress for Quiet {
+        fn packs(&self, _: u64) {}
+        fn pack_done(&self, _: u64) {}
+        fn points(&self, _: u64) {}
+        fn point_done(&self) {}
+    }
+    let dir = tempfile::tempdir().unwrap();
+    let path = dir.path().join("repo");
+    let options = crate::InitOptions::default();
+    let repo = crate::Repository::init(&path, &options, crate::Env::system()).unwrap();
+    let store = repo.store();
+    let (pack, lease) = (PackId::from_bytes([1; 16]), LeaseId::from_bytes([2; 16]));
+    let (storage, keys) = (&*store.storage, &store.keys);
+    let kind = RecordKind::Chunk;
+    let mut writer =
+        crate::format::pack::PackWriter::create(storage, pack, PackKind::Data, lease, keys)
+            .unwrap();
+    for n in 0..10_u8 {
+        let id = keys.id_of(kind, &[n; 100]);
+        let sealed = crate::format::record::seal(keys, crate::Codec::None, kind, id, &[n; 100]);
+        writer.append(kind, id, &sealed).unwrap();
+    }
+    let whole = writer.finish().unwrap();
+    let enter = |entries: &[PackEntry]| {
+        store
+            .index
+            .write(|edit| {
+                let number = edit.enter_pack(row_of(&whole))?;
+                edit.add_entries(entries.iter().map(|entry| Entry {
+                    id: entry.id,
+                    pack: number,
+                    offset: entry.offset,
+                    len: entry.len,
+                }))
+            })
+            .unwrap();
+    };
+    let check = || {
+        let read_data = crate::ReadData::ALL;
+        let options = crate::CheckOptions { read_data };
+        repo.check(options, &Quiet, &crate::Cancel::new()).unwrap()
+    };
+    enter(&whole.entries[..4]);
+    let report = check();
+    assert!(report.is_clean(), "{report:?}");
+    // Once it counts as entered, the same is damage.
+    store
+        .index
+        .write(|edit| {
+            let number = edit.enter_pack(row_of(&whole))?;
+            edit.packs_entered(&[number])
+        })
+        .unwrap();
+    assert_eq!(check().damage.len(), 1);
 }

@@ -244,14 +244,22 @@ impl View {
         Ok(self.transaction.open_table(WANTED)?.len()?)
     }
 
-    /// All wanted ids.
-    pub fn wanted(&self) -> Result<HashSet<RawId>, Fault> {
+    /// The first `count` wanted ids.
+    pub fn wanted(&self, count: usize) -> Result<HashSet<RawId>, Fault> {
         let wanted = self.transaction.open_table(WANTED)?;
         let mut ids = HashSet::new();
-        for id in wanted.iter()? {
+        for id in wanted.iter()?.take(count) {
             ids.insert(RawId::from_bytes(id?.0.value()));
         }
         Ok(ids)
+    }
+
+    /// Whether each id is wanted.
+    pub fn are_wanted(&self, ids: &[RawId]) -> Result<Vec<bool>, Fault> {
+        let wanted = self.transaction.open_table(WANTED)?;
+        ids.iter()
+            .map(|id| Ok(wanted.get(id.as_bytes())?.is_some()))
+            .collect()
     }
 
     /// The index in numbers; the size of the file is left to the caller.

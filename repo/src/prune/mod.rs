@@ -44,7 +44,7 @@ use plan::PackUse;
 use roots::{Listing, Marked};
 use walk::{Absence, Target, Walker};
 
-use crate::index::{PackNumber, View};
+use crate::index::PackNumber;
 use crate::lease::MoverLease;
 use crate::reserve::Reserve;
 use crate::store::Store;
@@ -338,7 +338,7 @@ impl<'a> Prune<'a> {
     }
 
     fn wanted(&self) -> Result<HashSet<u64>> {
-        let wanted = self.store.index.read(View::wanted)?;
+        let wanted = self.store.index.wanted(usize::MAX)?;
         Ok(wanted.into_iter().map(live::prefix).collect())
     }
 }

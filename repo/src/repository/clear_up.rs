@@ -16,7 +16,7 @@ use crate::{Error, LeaseId, MaintenanceLock, PackId, PointId, Result};
 impl Repository {
     /// Takes over what killed backups left. While somebody else does maintenance, it waits for the
     /// next backup.
-    pub(super) fn clear_up(&self) -> Result<()> {
+    pub(crate) fn clear_up(&self) -> Result<()> {
         if self.leases.list()?.iter().all(|lease| lease.alive) {
             return Ok(());
         }

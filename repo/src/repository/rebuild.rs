@@ -8,17 +8,22 @@ use std::collections::HashSet;
 use std::path::Path;
 
 use super::{OpenOptions, Parts, Repository};
+use crate::check::packs::records_of;
 use crate::check::reason;
-use crate::format::pack::{FinishedPack, PackEntry, PackHeader, read_header, read_table};
+use crate::format::pack::{FinishedPack, read_header, read_table};
 use crate::format::point::{self, POINT_BYTES_MAX};
-use crate::format::walk::{Found, walk};
-use crate::index::{Edit, Fault, View};
+use crate::index::{Edit, Fault};
 use crate::storage::{Folder, ObjectName};
 use crate::store::Store;
-use crate::{Cancel, CheckProgress, Env, Error, MaintenanceLock, PackId, RawId, Result};
+use crate::{
+    Cancel, CheckProgress, Env, Error, LeaseId, MaintenanceLock, PackId, PackKind, RawId, Result,
+};
 
 /// Entries gathered before they are added.
 const BATCH_ENTRIES: usize = 256 << 10;
+
+/// Wanted ids taken over from the old index. What is left out, the next repair finds again.
+const WANTED_MAX: usize = 1 << 20;
 
 /// What a rebuilt index holds.
 #[derive(Clone, Debug, Default)]
@@ -90,6 +95,12 @@ impl Repository {
             progress.pack_done(0);
         }
         rebuild.add_packs(&batch)?;
+        if report.packs == 0 && !packs.is_empty() {
+            return Err(Error::NothingVerifies {
+                path: self.path.clone(),
+                packs: packs.len() as u64,
+            });
+        }
 
         let mut points = HashSet::new();
         rebuild.write(|edit| report.add_points(store, edit, &mut points))?;
@@ -124,7 +135,7 @@ impl Repository {
         let index = &self.store().index;
         if index.check_identity().is_ok() {
             memory.epoch = index.epoch()?;
-            memory.wanted = index.read(View::wanted)?.into_iter().collect();
+            memory.wanted = index.wanted(WANTED_MAX)?.into_iter().collect();
         }
         for lease in self.leases.list()? {
             let epoch = lease.content.and_then(|content| content.epoch);
@@ -141,11 +152,11 @@ impl RebuildReport {
             Ok(pack) => pack,
             // Pruned meanwhile.
             Err(Error::Missing { .. }) => return Ok(None),
-            Err(error @ Error::Corrupt { .. }) => {
+            Err(error) if error.is_damage() => {
                 self.damage.push(reason(&error));
-                match read_header(&*store.storage, id, &store.keys) {
-                    Ok(header) => salvage(store, header)?,
-                    Err(_) => return Ok(None),
+                match salvage(store, id)? {
+                    Some(pack) => pack,
+                    None => return Ok(None),
                 }
             }
             Err(error) => return Err(error),
@@ -172,6 +183,10 @@ impl RebuildReport {
             let record = match store.storage.read_whole(&name, POINT_BYTES_MAX as u64) {
                 // Forgotten meanwhile.
                 Err(Error::Missing { .. }) => continue,
+                Err(error) if error.is_damage() => {
+                    self.damage.push(reason(&error));
+                    continue;
+                }
                 record => record?,
             };
             match point::decode(&record, id, &store.keys) {
@@ -195,23 +210,28 @@ fn list_packs(store: &Store) -> Result<Vec<PackId>> {
     Ok(names.into_iter().filter_map(pack).collect())
 }
 
-/// The records of a pack whose table cannot be read.
-fn salvage(store: &Store, header: PackHeader) -> Result<FinishedPack> {
-    let mut entries: Vec<PackEntry> = Vec::new();
-    walk(&*store.storage, header.id, &store.keys, &mut |found| {
-        if let Found::Record { entry, .. } = found {
-            entries.push(entry);
+/// What can be told of a pack whose table cannot be read: its records, if there are any. Where not
+/// even the header can be read, they tell the kind, and nobody knows whose it was.
+fn salvage(store: &Store, id: PackId) -> Result<Option<FinishedPack>> {
+    let entries = records_of(store, id)?;
+    let (kind, lease) = match (
+        read_header(&*store.storage, id, &store.keys),
+        entries.first(),
+    ) {
+        (Ok(header), _) => (header.kind, header.lease),
+        (Err(error), _) if !error.is_damage() => return Err(error),
+        (Err(_), Some(first)) => {
+            let nobody = LeaseId::from_bytes([0; 16]);
+            (PackKind::holding(first.kind), nobody)
         }
-        Ok(())
-    })?;
-    Ok(FinishedPack {
-        id: header.id,
-        kind: header.kind,
-        lease: header.lease,
-        bytes: store
-            .storage
-            .len(&ObjectName::Pack(header.id))?
-            .unwrap_or(0),
+        (Err(_), None) => return Ok(None),
+    };
+    let bytes = store.storage.len(&ObjectName::Pack(id))?.unwrap_or(0);
+    Ok(Some(FinishedPack {
+        id,
+        kind,
+        lease,
+        bytes,
         entries,
-    })
+    }))
 }

@@ -169,5 +169,5 @@ fn an_unchanged_chunk_that_is_wanted_is_read_and_stored_again() {
     assert_eq!(*source.reads.lock().unwrap(), [(64 << 10, 64 << 10)]);
     assert_eq!(second.disks[0].stats.new_chunks, 1);
     assert_eq!(second.disks[0].root, first.disks[0].root);
-    assert!(index.wanted().unwrap().is_empty(), "healed");
+    assert!(index.wanted(10).unwrap().is_empty(), "healed");
 }

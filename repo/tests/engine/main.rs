@@ -7,6 +7,7 @@
 )]
 
 mod check;
+mod damage;
 mod disk;
 mod forget;
 mod golden;

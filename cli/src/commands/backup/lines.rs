@@ -77,11 +77,19 @@ pub(super) struct SummaryLine {
     read_bytes: u64,
     new_bytes: u64,
     stored_bytes: u64,
+    /// Damaged records of the repository that wait for their content to be met again.
+    wanted: u64,
     seconds: f64,
 }
 
 impl SummaryLine {
-    pub(super) fn new(points: &[Point], skipped: usize, failed: usize, seconds: f64) -> Self {
+    pub(super) fn new(
+        points: &[Point],
+        skipped: usize,
+        failed: usize,
+        wanted: u64,
+        seconds: f64,
+    ) -> Self {
         let disks = || points.iter().flat_map(|point| &point.disks);
         Self {
             r#type: "summary",
@@ -92,6 +100,7 @@ impl SummaryLine {
             read_bytes: disks().map(|disk| disk.stats.read_bytes).sum(),
             new_bytes: disks().map(|disk| disk.stats.new_bytes).sum(),
             stored_bytes: disks().map(|disk| disk.stats.stored_bytes).sum(),
+            wanted,
             seconds: rounded(seconds),
         }
     }

@@ -1,0 +1,201 @@
+//! Mending a damaged repository, as far as what is left of it allows.
+//!
+//! Every byte is read. A record that is damaged in one place and good in another is found in the good
+//! place from then on; what else is good in a damaged pack is copied into new packs; ids that points
+//! need and that are nowhere to be had become *wanted*: the next backup that meets their content
+//! stores it again, which heals every point that needs it, and no point that is made from then on
+//! inherits the damage.
+//!
+//! Invariants: nothing is removed but on request, and then only after everything good in it is durable
+//! elsewhere; each step can be repeated after a crash; an id whose bytes are damaged never counts
+//! as known again before it was stored anew.
+
+mod copies;
+mod lost;
+mod records;
+mod salvage;
+
+use lost::Lost;
+
+use crate::check::{Health, PackHealth, packs};
+use crate::lease::Roots;
+use crate::{
+    Affected, Cancel, CheckProgress, CheckReport, Error, MaintenanceLock, PackId, PointId,
+    ReadData, Repository, Result,
+};
+
+/// Rounds of looking for copies: a root, as many levels of nodes as a tree can have, chunks.
+const COPY_ROUNDS_MAX: usize = 16;
+
+/// How a repository is mended.
+#[derive(Clone, Copy, Debug, Default)]
+pub struct RepairOptions {
+    /// Only look, and tell what cannot be restored.
+    pub dry_run: bool,
+    /// Remove damaged packs once all that is good in them is elsewhere, and set aside point records
+    /// that nothing can be made of.
+    pub remove: bool,
+}
+
+/// What a repair found and did.
+#[derive(Clone, Debug, Default)]
+pub struct RepairReport {
+    /// What was found in the beginning, as far as packs and index go, and what cannot be restored in
+    /// the end.
+    pub found: CheckReport,
+    /// Damaged packs. They are kept, though nothing is looked for in them any more that is good
+    /// elsewhere.
+    pub packs_damaged: u64,
+    /// Those of them that were removed, or whose files were lost.
+    pub packs_removed: u64,
+    /// Good records that were copied out of damaged packs.
+    pub records_salvaged: u64,
+    /// Damaged records of which a good copy was found in another pack.
+    pub records_found: u64,
+    /// Points whose damaged record was replaced with the copy in the index.
+    pub points_healed: Vec<PointId>,
+    /// Points whose damaged record was set aside.
+    pub points_set_aside: Vec<PointId>,
+}
+
+impl RepairReport {
+    /// Whether everything can be restored now.
+    pub fn is_whole(&self) -> bool {
+        self.found.affected == 0
+    }
+}
+
+impl Repository {
+    /// Mends the repository. What cannot be restored when all is done is told to
+    /// [`CheckProgress::affected`]. Backups and restores may run meanwhile: a point of a backup that
+    /// began before may still refer to something damaged, and is healed by the next one.
+    pub fn repair(
+        &self,
+        options: RepairOptions,
+        progress: &dyn CheckProgress,
+        cancel: &Cancel,
+    ) -> Result<RepairReport> {
+        let mut report = RepairReport::default();
+        if options.dry_run {
+            let points = self.points_in_order()?;
+            let packs = packs::check(self, ReadData::ALL, progress, cancel)?;
+            report.packs_damaged = damaged(&packs.health).len() as u64;
+            report.found = packs.report;
+            tell_damage(&report.found, progress);
+            let found = &mut report.found;
+            let mut nothing = |_| Ok(());
+            self.check_points(
+                &points,
+                &packs.health,
+                progress,
+                cancel,
+                found,
+                &mut nothing,
+            )?;
+            report.found.wanted = self.wanted()?;
+            return Ok(report);
+        }
+        self.check_may_remove()?;
+        let alone = MaintenanceLock::take(&self.path().join("locks"), "virtkeep repair")?;
+        let index = &self.store().index;
+        let lease = self
+            .leases
+            .writer("virtkeep repair", Roots::default(), index, |_| Ok(()))?;
+
+        let packs = packs::check(self, ReadData::ALL, progress, cancel)?;
+        self.refuse_wrong_key(&packs.health)?;
+        self.heal_records(options, &mut report)?;
+        let points = self.points_in_order()?;
+        report.found = packs.report;
+        tell_damage(&report.found, progress);
+        let damaged = damaged(&packs.health);
+        report.packs_damaged = damaged.len() as u64;
+
+        // What hangs below a lost node is known once a copy of the node was found.
+        for _ in 0..COPY_ROUNDS_MAX {
+            let mut lost = Lost::new(index);
+            let (quiet, mut unused) = (Quiet(progress), CheckReport::default());
+            let mut note = |id| lost.note(id);
+            self.check_points(
+                &points,
+                &packs.health,
+                &quiet,
+                cancel,
+                &mut unused,
+                &mut note,
+            )?;
+            lost.flush()?;
+            if lost.is_empty() {
+                break;
+            }
+            let found = copies::find(self, &packs.health, &lost, cancel)?;
+            report.records_found += found;
+            if found == 0 {
+                break;
+            }
+        }
+        if !damaged.is_empty() {
+            let salvaged =
+                salvage::salvage(self, &packs.health, lease.id(), options.remove, cancel)?;
+            report.records_salvaged = salvaged.records;
+            report.packs_removed = salvaged.packs_removed;
+        }
+
+        let mut left = Lost::new(index);
+        let mut note = |id| left.note(id);
+        let found = &mut report.found;
+        self.check_points(&points, &packs.health, progress, cancel, found, &mut note)?;
+        left.flush()?;
+        left.forget_others()?;
+        report.found.wanted = self.wanted()?;
+        drop(lease);
+        drop(alone);
+        // Last: whoever clears up takes the row of a lost record for one of a forgotten point.
+        self.clear_up()?;
+        Ok(report)
+    }
+}
+
+impl Repository {
+    /// Where not one record can be verified, the key is wrong rather than every pack.
+    fn refuse_wrong_key(&self, health: &Health) -> Result<()> {
+        if !health.is_empty() && health.values().all(PackHealth::is_worthless) {
+            return Err(Error::NothingVerifies {
+                path: self.path().to_owned(),
+                packs: health.len() as u64,
+            });
+        }
+        Ok(())
+    }
+}
+
+fn tell_damage(report: &CheckReport, progress: &dyn CheckProgress) {
+    report.damage.iter().for_each(|what| progress.damage(what));
+}
+
+/// The packs that not all of is good.
+fn damaged(health: &Health) -> Vec<PackId> {
+    let damaged = health.iter().filter(|(_, health)| health.is_damaged());
+    let mut ids: Vec<PackId> = damaged.map(|(id, _)| *id).collect();
+    ids.sort_unstable();
+    ids
+}
+
+/// Passes on how far the work has come, and not what is found: that may still be mended.
+struct Quiet<'a>(&'a dyn CheckProgress);
+
+impl CheckProgress for Quiet<'_> {
+    fn packs(&self, count: u64) {
+        self.0.packs(count);
+    }
+    fn pack_done(&self, bytes: u64) {
+        self.0.pack_done(bytes);
+    }
+    fn points(&self, count: u64) {
+        self.0.points(count);
+    }
+    fn point_done(&self) {
+        self.0.point_done();
+    }
+    fn affected(&self, _: &Affected) {}
+}

@@ -1,0 +1,230 @@
+//! Copying what is good out of damaged packs.
+//!
+//! The order: copies are durable; then the index finds the records there; then what is left in the
+//! damaged pack, and is not wanted, is found no more, so that no backup relies on it; then the pack is
+//! condemned. It stays until prune finds that nothing needs it, or is removed here on request.
+
+use std::collections::HashMap;
+
+use super::damaged;
+use crate::check::packs::records_of;
+use crate::check::{Health, PackHealth};
+use crate::format::pack::{FinishedPack, PackEntry, PackWriter, read_table};
+use crate::format::record;
+use crate::index::{Move, PackNumber, PackRow, View};
+use crate::storage::ObjectName;
+use crate::store::Store;
+use crate::{Cancel, LeaseId, PackId, PackKind, RawId, Repository, Result};
+
+/// Entries of the index that are looked through under one hold of its lock.
+const SCAN: usize = 16 << 10;
+
+/// What came of it.
+#[derive(Default)]
+pub(super) struct Salvaged {
+    pub(super) records: u64,
+    pub(super) packs_removed: u64,
+}
+
+/// Takes all damaged packs out of use. `remove` says to delete them afterwards.
+pub(super) fn salvage(
+    repo: &Repository,
+    health: &Health,
+    lease: LeaseId,
+    remove: bool,
+    cancel: &Cancel,
+) -> Result<Salvaged> {
+    let store = &**repo.store();
+    let mut copier = Copier {
+        store,
+        lease,
+        open: HashMap::new(),
+        records: 0,
+    };
+    let rows = store.index.read(View::numbered_packs)?;
+    let is_damaged = |row: &PackRow| health.get(&row.id).is_some_and(PackHealth::is_damaged);
+    let hurt: Vec<(PackNumber, PackRow)> = rows
+        .into_iter()
+        .filter(|(_, row)| is_damaged(row))
+        .collect();
+    let mut gone = Vec::new();
+    for (number, row) in &hurt {
+        cancel.check()?;
+        match store.storage.len(&ObjectName::Pack(row.id)) {
+            Ok(None) => gone.push((*number, row.id)),
+            _ => copier.copy_from(row.id, &good_entries(store, row.id, &health[&row.id])?)?,
+        }
+    }
+    copier.finish()?;
+    let records = copier.records;
+
+    let removed: Vec<(PackNumber, PackId)> = if remove {
+        hurt.iter().map(|(number, row)| (*number, row.id)).collect()
+    } else {
+        gone
+    };
+    drop_entries(store, &hurt, &removed)?;
+    store.index.write(|edit| edit.condemn(&damaged(health)))?;
+    let mut packs_removed = 0;
+    for (_, pack) in &removed {
+        store.index.write(|edit| edit.bury(&[*pack]))?;
+        match store.storage.delete(&ObjectName::Pack(*pack)) {
+            // Something else than a file has its name: it stays, and stays dead.
+            Err(error) if error.is_damage() => continue,
+            deleted => drop(deleted?),
+        }
+        store.index.write(|edit| edit.remove_packs(&[*pack]))?;
+        packs_removed += 1;
+    }
+    Ok(Salvaged {
+        records,
+        packs_removed,
+    })
+}
+
+/// Makes the index find nothing in packs that are `removed`, and in those that are `hurt` only what is
+/// wanted, for messages: a damaged record must never be taken for a known one.
+fn drop_entries(
+    store: &Store,
+    hurt: &[(PackNumber, PackRow)],
+    removed: &[(PackNumber, PackId)],
+) -> Result<()> {
+    let is_hurt = |number| hurt.iter().any(|(hurt, _)| *hurt == number);
+    let is_removed = |number| removed.iter().any(|(removed, _)| *removed == number);
+    let mut from = Some(RawId::from_bytes([0; 32]));
+    while let Some(start) = from {
+        let (next, located) = store.index.read(|view| {
+            let slice = view.scan(start, SCAN)?;
+            let next = slice.last().and_then(|last| successor(last.id));
+            let located: Vec<(RawId, PackNumber)> = slice
+                .into_iter()
+                .filter(|entry| is_hurt(entry.pack))
+                .map(|entry| (entry.id, entry.pack))
+                .collect();
+            let ids: Vec<RawId> = located.iter().map(|(id, _)| *id).collect();
+            let wanted = view.are_wanted(&ids)?;
+            let located = located.into_iter().zip(wanted);
+            let dropped = located.filter(|((_, pack), wanted)| !wanted || is_removed(*pack));
+            Ok((
+                next,
+                dropped.map(|(located, _)| located).collect::<Vec<_>>(),
+            ))
+        })?;
+        if !located.is_empty() {
+            store.index.drop_located(&located)?;
+        }
+        from = next;
+    }
+    Ok(())
+}
+
+/// The id behind this one; none behind the last.
+fn successor(id: RawId) -> Option<RawId> {
+    let mut bytes = *id.as_bytes();
+    for byte in bytes.iter_mut().rev() {
+        let (next, overflow) = byte.overflowing_add(1);
+        *byte = next;
+        if !overflow {
+            return Some(RawId::from_bytes(bytes));
+        }
+    }
+    None
+}
+
+/// The records of a pack that were found good.
+pub(super) fn good_entries(
+    store: &Store,
+    id: PackId,
+    health: &PackHealth,
+) -> Result<Vec<PackEntry>> {
+    match read_table(&*store.storage, id, &store.keys) {
+        Ok(mut pack) => {
+            pack.entries
+                .retain(|entry| health.holds_at(entry.offset, entry.len));
+            Ok(pack.entries)
+        }
+        Err(error) if error.is_damage() => records_of(store, id),
+        Err(error) => Err(error),
+    }
+}
+
+/// Copies records as they are sealed, each verified, into new packs of their kind.
+struct Copier<'a> {
+    store: &'a Store,
+    lease: LeaseId,
+    /// The pack of each kind that is being filled, and where each of its records came from.
+    open: HashMap<PackKind, (PackWriter, Vec<PackId>)>,
+    records: u64,
+}
+
+impl Copier<'_> {
+    /// Copies those of the records that the index finds in this pack.
+    fn copy_from(&mut self, pack: PackId, entries: &[PackEntry]) -> Result<()> {
+        let ids: Vec<RawId> = entries.iter().map(|entry| entry.id).collect();
+        let places = self.store.index.locate(&ids)?;
+        for (entry, place) in entries.iter().zip(places) {
+            let is_here = place.is_some_and(|at| (at.pack, at.offset) == (pack, entry.offset));
+            if is_here {
+                self.copy(pack, entry)?;
+            }
+        }
+        Ok(())
+    }
+
+    fn copy(&mut self, from: PackId, entry: &PackEntry) -> Result<()> {
+        let mut sealed = vec![0; entry.len as usize];
+        let name = ObjectName::Pack(from);
+        let read = self
+            .store
+            .storage
+            .read_at(&name, entry.offset.into(), &mut sealed);
+        let opened = read.and_then(|()| {
+            record::open(&self.store.keys, entry.kind, entry.id, &sealed)
+                .map_err(|damage| damage.at(format!("record {}", entry.id)))
+        });
+        match opened {
+            // It was good a moment ago. What needs it is told by the walk that follows.
+            Err(error) if error.is_damage() => return Ok(()),
+            opened => drop(opened?),
+        }
+        let kind = PackKind::holding(entry.kind);
+        let (writer, origins) = match self.open.entry(kind) {
+            std::collections::hash_map::Entry::Occupied(open) => open.into_mut(),
+            std::collections::hash_map::Entry::Vacant(place) => {
+                let id = PackId::from_bytes(self.store.env.random_bytes());
+                let (storage, keys) = (&*self.store.storage, &self.store.keys);
+                let writer = PackWriter::create(storage, id, kind, self.lease, keys)?;
+                place.insert((writer, Vec::new()))
+            }
+        };
+        writer.append(entry.kind, entry.id, &sealed)?;
+        origins.push(from);
+        self.records += 1;
+        if writer.bytes() >= self.store.pack_bytes_target
+            && let Some((writer, origins)) = self.open.remove(&kind)
+        {
+            self.enter(writer.finish()?, &origins)?;
+        }
+        Ok(())
+    }
+
+    fn finish(&mut self) -> Result<()> {
+        for (_, (writer, origins)) in std::mem::take(&mut self.open) {
+            self.enter(writer.finish()?, &origins)?;
+        }
+        Ok(())
+    }
+
+    /// Makes the index find the copies.
+    fn enter(&self, pack: FinishedPack, origins: &[PackId]) -> Result<()> {
+        let moves: Vec<Move> = (0..)
+            .zip(origins)
+            .map(|(entry, from)| Move {
+                from: *from,
+                pack: 0,
+                entry,
+            })
+            .collect();
+        self.store.index.move_records(&[pack], &moves)
+    }
+}
