@@ -111,9 +111,9 @@ pub trait Storage: Send + Sync {
     /// that is created or deleted meanwhile may or may not be listed.
     fn list(&self, folder: Folder) -> Result<Vec<ObjectName>>;
 
-    /// Makes every object of a folder durable that can be seen. Needed before anything comes to rely on
-    /// what killed writers have left: one of them may have ended when its object could be seen, and was
-    /// not durable yet.
+    /// Makes a folder durable as it can be seen: what is there stays there, what is gone stays gone.
+    /// Needed before anything comes to rely on what killed commands have left: one of them may have
+    /// ended when what it did could be seen, and was not durable yet.
     fn settle(&self, folder: Folder) -> Result<()>;
 
     /// Deletes an object. Durable when it returns. `false` when there was none: a repeated

@@ -10,9 +10,9 @@ use crate::effort::Effort;
 use crate::model::Survival;
 use crate::power::{Plan, Trouble};
 use crate::scenarios::{
-    AFTER_A_KILL, FIRST_BACKUP, FORGET, INCREMENTAL, PIN, REBUILD, Scenario, UNDO_FORGET,
+    AFTER_A_KILL, FIRST_BACKUP, FORGET, INCREMENTAL, PIN, PRUNE, REBUILD, Scenario, UNDO_FORGET,
 };
-use crate::world::{Machine, World};
+use crate::world::{KIB, Machine, World};
 
 /// Moments tried by default, for each scenario and kind of trouble.
 const MOMENTS: u64 = 4;
@@ -111,6 +111,33 @@ fn every_operation_fails_that_forgets_points() {
 #[test]
 fn every_operation_fails_that_takes_forgetting_back() {
     bears(&UNDO_FORGET);
+}
+
+#[test]
+fn every_operation_of_a_prune_fails() {
+    bears(&PRUNE);
+}
+
+#[test]
+fn prune_gives_space_back_on_a_full_disk() {
+    let mut machine = Machine::new(1);
+    let world = (PRUNE.before)(&mut machine);
+    world.disk.leave_room(300 * KIB);
+    let repo = world.open().unwrap();
+    let full = loop {
+        machine.works();
+        if let Err(error) = machine.back_up_changes(&repo) {
+            break error;
+        }
+    };
+    assert!(full.is_no_space(), "{full}");
+    machine.find_all_well(&repo);
+    // The reserve that prune gives up is not on the simulated disk.
+    world.disk.leave_room(256 * KIB);
+    assert!(machine.prune(&repo).unwrap().bytes_removed > 0);
+    machine.find_all_well(&repo);
+    machine.back_up(&repo).unwrap();
+    machine.find_all_well(&repo);
 }
 
 #[test]

@@ -10,7 +10,7 @@ use crate::effort::Effort;
 use crate::model::Survival;
 use crate::power::Plan;
 use crate::scenarios::{
-    AFTER_A_KILL, FIRST_BACKUP, FORGET, INCREMENTAL, PIN, REBUILD, Scenario, UNDO_FORGET,
+    AFTER_A_KILL, FIRST_BACKUP, FORGET, INCREMENTAL, PIN, PRUNE, REBUILD, Scenario, UNDO_FORGET,
 };
 use crate::world::{Machine, World};
 
@@ -75,7 +75,11 @@ fn examine(mut world: World, machine: &Machine, seed: u64) {
         // It fails again, while the next backup sets things right.
         let plan = Plan::PowerLoss { at: seed % 97 };
         world.disk.follow(plan, world.last_words());
-        world.open().and_then(|repo| machine.back_up(&repo)).ok();
+        let again = world.open().and_then(|repo| {
+            machine.back_up(&repo)?;
+            machine.prune(&repo)
+        });
+        again.ok();
         world = world.after_power_loss(Survival::ByChance, seed);
     }
 
@@ -88,14 +92,16 @@ fn examine(mut world: World, machine: &Machine, seed: u64) {
     machine.find_all_well(&repo);
     machine.remember_all(&repo);
     machine.find_all_well(&repo);
+    machine.prune(&repo).unwrap();
+    machine.find_all_well(&repo);
 }
 
 /// What must hold when the processes were killed, others went on from there, and then power failed:
 /// nobody may rely on what others have done and not synced.
 fn examine_killed(run: &World, machine: &Machine, scenario: &Scenario, seed: u64) {
-    let again: fn(&World, &mut Machine) -> Result<()> =
+    let back_up: fn(&World, &mut Machine) -> Result<()> =
         |world, machine| machine.back_up(&world.open()?);
-    for work in [scenario.work, again] {
+    for work in [scenario.work, back_up, PRUNE.work] {
         let (world, machine) = (run.after_kill(), &mut machine.clone());
         work(&world, machine).unwrap();
         for survival in [Survival::Nothing, Survival::ByChance] {
@@ -138,6 +144,11 @@ fn power_fails_while_points_are_forgotten() {
 #[test]
 fn power_fails_while_forgetting_is_taken_back() {
     survives(&UNDO_FORGET);
+}
+
+#[test]
+fn power_fails_in_a_prune() {
+    survives(&PRUNE);
 }
 
 /// A repository that is not there yet can be made; one that is there is whole.

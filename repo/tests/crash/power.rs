@@ -113,6 +113,12 @@ impl SimDisk {
         self.state().operations
     }
 
+    /// From now on there is room for so many bytes more.
+    pub(crate) fn leave_room(&self, bytes: usize) {
+        let mut state = self.state();
+        state.model.capacity = state.model.bytes_used() + bytes;
+    }
+
     /// The last operations, for the message of a failed test.
     pub(crate) fn trace(&self) -> String {
         let state = self.state();

@@ -119,6 +119,20 @@ pub(crate) const UNDO_FORGET: Scenario = Scenario {
     },
 };
 
+/// Some of what no point needs is in packs of its own, some beside what is needed.
+pub(crate) const PRUNE: Scenario = Scenario {
+    name: "pruning",
+    before: |machine| {
+        let world = three_points(machine);
+        let repo = world.open().unwrap();
+        machine.forget(&repo, &machine.points()[..2]).unwrap();
+        machine.works();
+        machine.back_up_changes(&repo).unwrap();
+        world
+    },
+    work: |world, machine| machine.prune(&world.open()?).map(drop),
+};
+
 fn three_points(machine: &mut Machine) -> World {
     let world = World::new(6);
     let repo = world.open().unwrap();

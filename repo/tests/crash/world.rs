@@ -5,6 +5,7 @@ use std::fs;
 use std::path::{Path, PathBuf};
 use std::sync::atomic::{AtomicU64, Ordering};
 use std::sync::{Arc, Mutex};
+use std::time::Duration;
 
 use fastrand::Rng;
 use tempfile::TempDir;
@@ -13,9 +14,9 @@ use virtkeep_repo::index::LocalFiles;
 use virtkeep_repo::pin::{PinKind, PinStore};
 use virtkeep_repo::storage::LocalStorage;
 use virtkeep_repo::{
-    ByteLen, Cancel, CheckOptions, CheckProgress, CheckReport, Clock, Codec, Env, FileRole,
-    InitOptions, NoProgress, OpenOptions, Parts, Point, PointId, Random, ReadData, Repository,
-    Result, UnixMillis,
+    ByteLen, Cancel, CheckOptions, CheckProgress, CheckReport, Clock, Codec, Env, Error, FileRole,
+    InitOptions, NoProgress, OpenOptions, Parts, Point, PointId, PruneOptions, PruneProgress,
+    PruneReport, PruneStage, Random, ReadData, Repository, Result, UnixMillis,
 };
 
 use crate::disk::{MemoryDisk, draft, restore_disk};
@@ -208,6 +209,11 @@ impl CheckProgress for Quiet {
     fn point_done(&self) {}
 }
 
+impl PruneProgress for Quiet {
+    fn begin(&self, _: PruneStage, _: u64) {}
+    fn done(&self) {}
+}
+
 /// Checks everything there is to check.
 fn check(repo: &Repository) -> CheckReport {
     let options = CheckOptions {
@@ -227,6 +233,10 @@ enum Fate {
     Moving,
     /// Among the forgotten.
     Forgotten,
+    /// Forgotten, and perhaps pruned.
+    Pruned,
+    /// Being forgotten, or that being taken back, when prune came: it is there or may be pruned.
+    MovingOrPruned,
 }
 
 /// A point that was made, or begun to be made.
@@ -384,11 +394,38 @@ impl Machine {
         Ok(())
     }
 
-    /// Takes all forgetting back.
+    /// Takes all forgetting back, but for what is pruned.
     pub(crate) fn remember_all(&mut self, repo: &Repository) {
         for point in repo.forgotten().unwrap().points {
-            self.undo_forget(repo, point.id).unwrap();
+            let fate = *self.fate(point.id);
+            match self.undo_forget(repo, point.id) {
+                Err(Error::Pruned { .. })
+                    if matches!(fate, Fate::Pruned | Fate::MovingOrPruned) =>
+                {
+                    *self.fate(point.id) = fate;
+                }
+                undone => undone.unwrap(),
+            }
         }
+    }
+
+    /// Gives back all space that no point needs.
+    pub(crate) fn prune(&mut self, repo: &Repository) -> Result<PruneReport> {
+        for point in &mut self.points {
+            point.fate = match point.fate {
+                Fate::Forgotten => Fate::Pruned,
+                Fate::Moving => Fate::MovingOrPruned,
+                fate => fate,
+            };
+        }
+        let options = PruneOptions {
+            unused_max_percent: 0.0,
+            keep_unfinished: Duration::ZERO,
+            ..PruneOptions::default()
+        };
+        let report = repo.prune(options, &Quiet, &Cancel::new())?;
+        assert!(report.damage.is_empty(), "{:?}", report.damage);
+        Ok(report)
     }
 
     /// All points are as they must be, and check finds no damage.
@@ -418,6 +455,8 @@ impl Machine {
                 Fate::Committed => place == (true, false),
                 Fate::Moving => place.0 != place.1,
                 Fate::Forgotten => place == (false, true),
+                Fate::Pruned => !place.0,
+                Fate::MovingOrPruned => place != (true, true),
             };
             assert!(is_right, "{fate:?} point {id}: there, forgotten: {place:?}");
         }
