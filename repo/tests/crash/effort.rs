@@ -18,6 +18,15 @@ impl Effort {
         }
     }
 
+    /// All of `ways`, or one of them in turn where not everything is tried.
+    pub(crate) fn some_of<'a, T>(&self, ways: &'a [T], turn: u64) -> &'a [T] {
+        if self.moments == u64::MAX {
+            return ways;
+        }
+        let one = turn as usize % ways.len();
+        &ways[one..=one]
+    }
+
     /// Moments spread over all there are.
     pub(crate) fn of(&self, all: u64) -> Vec<u64> {
         let count = self.moments.min(all);

@@ -25,7 +25,7 @@ const FATES: [Survival; 6] = [
 ];
 
 /// Moments tried by default, for each scenario.
-const MOMENTS: u64 = 11;
+const MOMENTS: u64 = 9;
 
 fn survives(scenario: &Scenario) {
     let mut machine = Machine::new(1);
@@ -101,7 +101,8 @@ fn examine(mut world: World, machine: &Machine, seed: u64) {
 fn examine_killed(run: &World, machine: &Machine, scenario: &Scenario, seed: u64) {
     let back_up: fn(&World, &mut Machine) -> Result<()> =
         |world, machine| machine.back_up(&world.open()?);
-    for work in [scenario.work, back_up, PRUNE.work] {
+    let others = [scenario.work, back_up, PRUNE.work];
+    for work in Effort::chosen(MOMENTS).some_of(&others, seed) {
         let (world, machine) = (run.after_kill(), &mut machine.clone());
         work(&world, machine).unwrap();
         for survival in [Survival::Nothing, Survival::ByChance] {
