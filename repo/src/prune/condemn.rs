@@ -76,11 +76,6 @@ impl Prune<'_> {
                 .filter(|(_, (epoch, _))| oldest.is_none_or(|oldest| oldest >= *epoch))
                 .map(|(pack, _)| *pack)
                 .collect();
-            if !dead.is_empty() {
-                // A record whose deletion is not durable would come back without its packs: whoever
-                // forgot the point may have been killed before he had seen to that.
-                prune.store.storage.settle(Folder::Points)?;
-            }
             edit.bury(&dead)?;
             Ok(dead)
         })?;
