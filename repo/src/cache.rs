@@ -40,7 +40,8 @@ impl<K: Copy + Eq + Hash, V> Cache<K, V> {
             return Ok(value);
         }
         let value = Arc::new(load()?);
-        self.insert(&mut lock(&self.generations), key, Arc::clone(&value));
+        let evicted = self.insert(&mut lock(&self.generations), key, Arc::clone(&value));
+        drop(evicted);
         Ok(value)
     }
 
@@ -51,7 +52,9 @@ impl<K: Copy + Eq + Hash, V> Cache<K, V> {
             return Some(Arc::clone(value));
         }
         let value = generations.old.remove(&key)?;
-        self.insert(&mut generations, key, Arc::clone(&value));
+        let evicted = self.insert(&mut generations, key, Arc::clone(&value));
+        drop(generations);
+        drop(evicted);
         Some(value)
     }
 
@@ -62,11 +65,21 @@ impl<K: Copy + Eq + Hash, V> Cache<K, V> {
         generations.old.remove(&key);
     }
 
-    fn insert(&self, generations: &mut Generations<K, V>, key: K, value: Arc<V>) {
+    /// Puts a value in. What has to go for it is handed back: it may be much, and is dropped without
+    /// the lock.
+    fn insert(
+        &self,
+        generations: &mut Generations<K, V>,
+        key: K,
+        value: Arc<V>,
+    ) -> HashMap<K, Arc<V>> {
+        let mut evicted = HashMap::new();
         if generations.young.len() >= self.entries_max.div_ceil(2) {
-            generations.old = std::mem::take(&mut generations.young);
+            evicted =
+                std::mem::replace(&mut generations.old, std::mem::take(&mut generations.young));
         }
         generations.young.insert(key, value);
+        evicted
     }
 }
 

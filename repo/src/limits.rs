@@ -31,6 +31,9 @@ pub(crate) const FILE_BYTES_MAX: u64 = 2 << 30;
 /// Unpacked chunks kept for reads of parts of them, per open repository.
 pub(crate) const CHUNK_CACHE_BYTES_MAX: u64 = 64 << 20;
 
+/// Chunks that are remembered to have been asked for, per open repository: 8 bytes each.
+pub(crate) const TOUCHED_CHUNKS_MAX: usize = 8192;
+
 /// Chunks whose places are kept, per open repository: 64 bytes each. At 64 KiB they cover 16 GiB.
 pub(crate) const PLACES_CACHED_MAX: usize = 256 << 10;
 

@@ -10,7 +10,7 @@ use crate::ids::ContentId;
 use crate::index::{Index, Location};
 use crate::keys::Keys;
 use crate::manifest::NodeSource;
-use crate::read::{PlacedLeaf, Slot};
+use crate::read::{PlacedLeaf, Slot, Touched};
 use crate::storage::{ObjectName, Storage};
 use crate::{ChunkId, Codec, Env, Error, NodeId, PackId, RawId, RecordKind, Result, RootId};
 
@@ -31,6 +31,7 @@ pub(crate) struct Store {
     pub(crate) nodes: Cache<NodeId, Node>,
     pub(crate) places: Cache<NodeId, PlacedLeaf>,
     pub(crate) chunks: Cache<ChunkId, Slot>,
+    pub(crate) touched: Touched,
 }
 
 impl Store {

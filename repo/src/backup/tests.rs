@@ -79,6 +79,7 @@ fn store(dir: &std::path::Path, storage: impl Storage + 'static) -> Arc<Store> {
         nodes: Cache::new(1),
         places: Cache::new(1),
         chunks: Cache::new(1),
+        touched: crate::read::Touched::new(),
     })
 }
 

@@ -12,7 +12,7 @@ pub(crate) use bulk::fetch_many;
 pub use changes::Change;
 pub use losses::Loss;
 use losses::Losses;
-pub(crate) use random::{PlacedLeaf, Slot};
+pub(crate) use random::{PlacedLeaf, Slot, Touched};
 
 use std::ops::Range;
 use std::sync::{Arc, Mutex};

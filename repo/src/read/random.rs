@@ -2,9 +2,10 @@
 //!
 //! - Where the chunks of a leaf are is looked up for all of them at once and kept, so the index is
 //!   opened once per leaf and not per read. Whoever finds a pack gone forgets that, and looks again.
-//! - A chunk of which only a part was asked for is kept unpacked. One that was asked for as a whole
-//!   is unpacked straight into the caller's buffer, and those that are neighbours in a pack are
-//!   fetched with one read.
+//! - A chunk that is asked for as a whole is unpacked straight into the caller's buffer; those that
+//!   are neighbours in a pack are fetched with one read.
+//! - A chunk of which parts are asked for is kept unpacked from the second time on: where reads are
+//!   scattered, there is none, and keeping would only cost.
 //! - A client that reads on and on, one request at a time, finds what follows unpacked already
 //!   (`ahead`).
 //!
@@ -13,12 +14,14 @@
 
 use std::cell::RefCell;
 use std::ops::Range;
+use std::sync::atomic::{AtomicU64, Ordering};
 use std::sync::{Arc, Mutex};
 
 use super::reads::{self, Located, span};
 use super::{DiskReader, copy_padded};
 use crate::ids::ContentId;
 use crate::index::Location;
+use crate::limits::TOUCHED_CHUNKS_MAX;
 use crate::manifest::{NodeSource, Tree, check_level};
 use crate::storage::ObjectName;
 use crate::store::Store;
@@ -59,6 +62,26 @@ impl Slot {
         let unpacked = Arc::new(unpack()?);
         *chunk = Some(Arc::clone(&unpacked));
         Ok(unpacked)
+    }
+}
+
+/// Which chunks were asked for lately, more or less: a chunk may be forgotten early, and then only
+/// counts as new once more.
+pub(crate) struct Touched(Box<[AtomicU64]>);
+
+impl Touched {
+    /// None were.
+    pub(crate) fn new() -> Self {
+        Self((0..TOUCHED_CHUNKS_MAX).map(|_| AtomicU64::new(0)).collect())
+    }
+
+    /// Notes that a chunk is asked for; whether it was lately.
+    fn again(&self, id: ChunkId) -> bool {
+        let mut start = [0; 8];
+        start.copy_from_slice(&id.as_bytes()[..8]);
+        let name = u64::from_le_bytes(start);
+        let place = usize::try_from(name % TOUCHED_CHUNKS_MAX as u64).expect("a small number");
+        self.0[place].swap(name, Ordering::Relaxed) == name
     }
 }
 
@@ -120,10 +143,12 @@ impl DiskReader {
                 copy_padded(&kept, inside, part);
             } else if part.len() as u64 == chunk_bytes {
                 wholes.push(Whole { chunk, out: part });
-            } else {
+            } else if self.store.touched.again(chunk.id) {
                 let slot = self.store.slot(chunk.id);
                 let unpacked = slot.get_or(|| fetch(&self.store, &chunk))?;
                 copy_padded(&unpacked, inside, part);
+            } else {
+                read_part(&self.store, chunk, inside, part)?;
             }
         }
         read_wholes(&self.store, wholes)
@@ -184,6 +209,17 @@ fn placed_leaf(store: &Store, id: NodeId) -> Result<Arc<PlacedLeaf>> {
     })
 }
 
+/// Fills `part` from a chunk, which is not kept.
+fn read_part(store: &Store, chunk: Placed, inside: u64, part: &mut [u8]) -> Result<()> {
+    UNPACKED.with_borrow_mut(|unpacked| {
+        unpacked.resize(store.keys.chunk_size().bytes(), 0);
+        let out = &mut unpacked[..];
+        read_neighbours(store, &mut [Whole { chunk, out }])?;
+        copy_padded(unpacked, inside, part);
+        Ok(())
+    })
+}
+
 /// The bytes of a chunk, verified.
 pub(super) fn fetch(store: &Store, chunk: &Placed) -> Result<Vec<u8>> {
     let mut out = vec![0; store.keys.chunk_size().bytes()];
@@ -209,6 +245,8 @@ fn read_wholes(store: &Store, mut wholes: Vec<Whole<'_>>) -> Result<()> {
 thread_local! {
     /// What was read from a pack last: all reads of a thread use the same memory.
     static SEALED: RefCell<Vec<u8>> = const { RefCell::new(Vec::new()) };
+    /// The chunk of which a part was read last, likewise.
+    static UNPACKED: RefCell<Vec<u8>> = const { RefCell::new(Vec::new()) };
 }
 
 /// Fills the buffers of chunks that are neighbours in a pack.

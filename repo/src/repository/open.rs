@@ -16,6 +16,7 @@ use crate::keys::IdKey;
 use crate::lease::LeaseStore;
 use crate::limits::{CHUNK_CACHE_BYTES_MAX, NODES_CACHED_MAX, PLACES_CACHED_MAX};
 use crate::pin::PinStore;
+use crate::read::Touched;
 use crate::reserve::{RESERVE, Reserve};
 use crate::storage::{Folder, LocalStorage, ObjectName, Storage};
 use crate::store::Store;
@@ -159,6 +160,7 @@ impl Repository {
             nodes: Cache::new(NODES_CACHED_MAX),
             places: Cache::new(PLACES_CACHED_MAX / config.fan_out.children()),
             chunks: Cache::new(chunks_cached_max(&config)),
+            touched: Touched::new(),
             env: env.clone(),
         };
         Ok(Self {
