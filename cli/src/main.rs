@@ -4,6 +4,7 @@
 //! the exit code. Results go to standard output, progress and errors to standard error.
 
 mod args;
+mod boot;
 mod commands;
 mod context;
 mod define;

@@ -18,9 +18,7 @@ static CLEANING: Mutex<&str> = Mutex::new("");
 /// From now on signals set the flag that is returned. `cleaning` says what the end in order is
 /// busy with, as in "still {cleaning}".
 pub(crate) fn cancel_in_order(cleaning: &'static str) -> io::Result<Cancel> {
-    if let Ok(mut current) = CLEANING.lock() {
-        *current = cleaning;
-    }
+    now_cleaning(cleaning);
     let cancel = Cancel::new();
     let seen = cancel.clone();
     let mut signals = Arriving::new([SIGINT, SIGTERM, SIGHUP])?;
@@ -41,6 +39,13 @@ pub(crate) fn cancel_in_order(cleaning: &'static str) -> io::Result<Cancel> {
             }
         })?;
     Ok(cancel)
+}
+
+/// What the end in order is busy with from here on.
+pub(crate) fn now_cleaning(cleaning: &'static str) {
+    if let Ok(mut current) = CLEANING.lock() {
+        *current = cleaning;
+    }
 }
 
 /// The signals that ask a command to end which would otherwise go on for ever.

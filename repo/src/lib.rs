@@ -35,6 +35,7 @@ pub mod lease;
 mod limits;
 mod lock;
 mod manifest;
+mod note;
 #[doc(hidden)]
 pub mod pin;
 mod point;
@@ -67,6 +68,7 @@ pub use ids::{
     RawId, RecordKind, RepoId, RootId,
 };
 pub use lock::{DomainLock, MaintenanceLock};
+pub use note::{Note, Remark};
 pub use pin::{Pin, PinKind};
 pub use point::{
     CaptureMode, Consistency, Disk, DiskStats, Domain, FileRole, Point, SourceKind, StoredFile,

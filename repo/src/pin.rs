@@ -31,6 +31,9 @@ pub struct Pin {
     pub reason: String,
     /// When it was set.
     pub created: UnixMillis,
+    /// What whoever set it needs in order to go on after a crash. The engine does not look inside.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub details: Option<serde_json::Value>,
 }
 
 /// Who keeps pinned points.
@@ -49,8 +52,19 @@ impl Repository {
     /// The name is needed to remove it. [`Error::NoSuchPoint`] when one is not there, forgotten ones
     /// included; then there is no pin.
     pub fn pin(&self, points: &[PointId], kind: PinKind, reason: &str) -> Result<String> {
+        self.pin_with(points, kind, reason, None)
+    }
+
+    /// The same with details for whoever goes on after a crash: at most about a megabyte.
+    pub fn pin_with(
+        &self,
+        points: &[PointId],
+        kind: PinKind,
+        reason: &str,
+        details: Option<serde_json::Value>,
+    ) -> Result<String> {
         self.check_writable()?;
-        let name = self.pins.create(points, kind, reason)?;
+        let name = self.pins.create(points, kind, reason, details)?;
         let there = self.store().index.read(|_| {
             let there = points
                 .iter()
@@ -110,12 +124,19 @@ impl PinStore {
 
     /// Sets a pin; durable when this returns. The name is needed to remove it. The caller looks
     /// afterwards whether the points are still there.
-    pub fn create(&self, points: &[PointId], kind: PinKind, reason: &str) -> Result<String> {
+    pub fn create(
+        &self,
+        points: &[PointId],
+        kind: PinKind,
+        reason: &str,
+        details: Option<serde_json::Value>,
+    ) -> Result<String> {
         let pin = Pin {
             points: points.to_vec(),
             kind,
             reason: reason.to_owned(),
             created: self.env.clock.now(),
+            details,
         };
         let name = data_encoding::HEXLOWER.encode(&self.env.random_bytes::<16>());
         let path = self.dir.join(&name);
@@ -213,7 +234,7 @@ mod tests {
         let pins = PinStore::new(dir.path(), Env::system());
         let point = PointId::from_bytes([1; 10]);
         let name = pins
-            .create(&[point], PinKind::InUse, "domain web1 runs from it")
+            .create(&[point], PinKind::InUse, "domain web1 runs from it", None)
             .unwrap();
 
         let again = PinStore::new(dir.path(), Env::system());

@@ -6,7 +6,7 @@ use virtkeep_tests::{Machine, run, stack, text, wait_until};
 use crate::world::{World, id, unique_name};
 
 /// A guest with one file system of this size; `words` go to `domain-xml`.
-fn booted(words: &[&str]) -> World {
+pub(crate) fn booted(words: &[&str]) -> World {
     let boot = run(stack("guest.sh"), &["build"]);
     let mut words = words.to_vec();
     words.extend(["--boot", boot.trim()]);
@@ -20,11 +20,11 @@ fn booted(words: &[&str]) -> World {
     world
 }
 
-fn wait_for_agent(uuid: &str) {
+pub(crate) fn wait_for_agent(uuid: &str) {
     run(stack("guest.sh"), &["wait", uuid, "120"]);
 }
 
-fn in_guest(uuid: &str, command: &str) -> String {
+pub(crate) fn in_guest(uuid: &str, command: &str) -> String {
     run(stack("guest.sh"), &["run", uuid, command])
 }
 
@@ -111,7 +111,7 @@ fn a_restored_machine_boots_and_finds_its_files_as_they_were() {
 }
 
 /// All files that the guest recorded are as it recorded them; it goes on writing meanwhile.
-fn assert_all_right(uuid: &str) {
+pub(crate) fn assert_all_right(uuid: &str) {
     let said = in_guest(
         uuid,
         "killall busy; verify /disks/vda; (busy /disks/vda >/dev/null 2>&1 &)",
@@ -120,7 +120,7 @@ fn assert_all_right(uuid: &str) {
 }
 
 /// A domain that virtkeep defined.
-struct Defined(String);
+pub(crate) struct Defined(pub(crate) String);
 
 impl Drop for Defined {
     fn drop(&mut self) {

@@ -1,4 +1,5 @@
-//! The calls that `virt` lacks, on the C interface: backup, checkpoints, jobs, freeze and thaw.
+//! The calls that `virt` lacks, on the C interface: backup, checkpoints, jobs, freeze and thaw,
+//! block pull.
 //!
 //! All of the crate's unsafe code. Every pointer handed to libvirt outlives the call; what libvirt
 //! allocates is freed here with the allocator it came from. (`Domain::job_stats` of `virt` is
@@ -7,10 +8,11 @@
 use std::ffi::{CStr, CString, c_char, c_int, c_void};
 use std::ptr;
 
+use virt::domain::Domain;
 use virt::error::Error as VirtError;
 use virt_sys as sys;
 
-use super::{CallResult, DomainHandle, Job, LibvirtError};
+use super::{BlockJob, CallResult, DomainHandle, Job, LibvirtError};
 
 unsafe extern "C" {
     /// The C library's: strings and arrays returned by libvirt belong to it.
@@ -185,6 +187,40 @@ impl DomainHandle {
         check(unsafe { sys::virDomainAgentSetResponseTimeout(domain.as_ptr(), seconds, 0) })
             .map(drop)
     }
+}
+
+/// Starts moving the content of all backing images of a disk into its top image, while the guest
+/// works. Returns at once; [`block_job`] tells how far it has come.
+///
+/// # Errors
+/// When libvirt refuses, for example since the disk has a job already.
+pub fn pull_disk(domain: &Domain, target: &str) -> CallResult<()> {
+    let target = c_string(target)?;
+    // SAFETY: the domain is valid, the string NUL-terminated; 0 means as fast as possible.
+    check(unsafe { sys::virDomainBlockPull(domain.as_ptr(), target.as_ptr(), 0, 0) }).map(drop)
+}
+
+/// How far the block job of a disk has come; none when the disk has no job. A job that has ended,
+/// however it did, is gone.
+///
+/// # Errors
+/// When libvirt cannot be asked, for example since the domain is not running.
+pub fn block_job(domain: &Domain, target: &str) -> CallResult<Option<BlockJob>> {
+    let target = c_string(target)?;
+    let mut info = sys::virDomainBlockJobInfo {
+        type_: 0,
+        bandwidth: 0,
+        cur: 0,
+        end: 0,
+    };
+    // SAFETY: the domain is valid, the string NUL-terminated, the out-pointer lives on.
+    let found = check(unsafe {
+        sys::virDomainGetBlockJobInfo(domain.as_ptr(), target.as_ptr(), &mut info, 0)
+    })?;
+    Ok((found > 0).then_some(BlockJob {
+        done: info.cur,
+        total: info.end,
+    }))
 }
 
 /// # Safety

@@ -14,6 +14,7 @@ use virt::domain::{
 };
 use virt_sys as sys;
 
+pub use calls::{block_job, pull_disk};
 pub use error::{ErrorKind, LibvirtError};
 
 /// The result of a libvirt call.
@@ -65,6 +66,15 @@ impl Job {
         };
         name.into()
     }
+}
+
+/// A job on one disk, in units of its own: mostly bytes.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct BlockJob {
+    /// How much is done.
+    pub done: u64,
+    /// How much there is to do. It may grow.
+    pub total: u64,
 }
 
 /// Which description of a domain.

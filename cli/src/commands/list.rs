@@ -7,6 +7,7 @@ use serde::Serialize;
 use virtkeep_repo::{CaptureMode, Consistency, Pin, Point, PointId};
 
 use super::point_line::PointLine;
+use super::tested::BootTest;
 use crate::context::Context;
 use crate::exit::Exit;
 use crate::output::{Table, shown, size};
@@ -59,13 +60,17 @@ pub(super) fn run(args: &Args, context: &Context) -> Result<Exit> {
         None => points.iter().collect(),
     };
     let pins = context.pins(&repo);
-    for point in &wanted {
+    let tests = wanted
+        .iter()
+        .map(|point| BootTest::all(&repo, point))
+        .collect::<Result<Vec<_>>>()?;
+    for (point, tests) in wanted.iter().zip(&tests) {
         let pins = pins.get(&point.id).map_or(&[][..], Vec::as_slice);
-        let line = PointLine::kept(point, args.forgotten, pins);
+        let line = PointLine::kept(point, args.forgotten, pins, tests);
         context.output.json(&line)?;
     }
     if !wanted.is_empty() {
-        let table = table(&wanted, &pins, context);
+        let table = table(&wanted, &pins, &tests, context);
         context.output.text(&table.render())?;
     } else if damaged.is_empty() {
         context.output.text(if args.forgotten {
@@ -77,7 +82,12 @@ pub(super) fn run(args: &Args, context: &Context) -> Result<Exit> {
     Ok(Exit::Done)
 }
 
-fn table(points: &[&Point], pins: &HashMap<PointId, Vec<Pin>>, context: &Context) -> Table {
+fn table(
+    points: &[&Point],
+    pins: &HashMap<PointId, Vec<Pin>>,
+    tests: &[Vec<BootTest>],
+    context: &Context,
+) -> Table {
     let mut headings = vec![
         "DOMAIN", "TIME", "ID", "MODE", ">DISKS", ">SIZE", ">READ", ">STORED", "STATE", "TAGS",
     ];
@@ -85,8 +95,13 @@ fn table(points: &[&Point], pins: &HashMap<PointId, Vec<Pin>>, context: &Context
     if any_pinned {
         headings.push("PINNED");
     }
+    let any_tested = tests.iter().any(|tests| !tests.is_empty());
+    if any_tested {
+        headings.push("BOOT TEST");
+    }
     let mut table = Table::new(&headings);
-    for (point, time) in points.iter().zip(times(points, &context.zone)) {
+    let times = times(points, &context.zone);
+    for ((point, time), tests) in points.iter().zip(times).zip(tests) {
         let sum = |of: fn(&virtkeep_repo::Disk) -> u64| size(point.disks.iter().map(of).sum());
         let tags: Vec<String> = point.tags.iter().map(|tag| shown(tag)).collect();
         let pins = pins.get(&point.id).into_iter().flatten();
@@ -104,7 +119,9 @@ fn table(points: &[&Point], pins: &HashMap<PointId, Vec<Pin>>, context: &Context
             tags.join(","),
         ];
         let pinned = any_pinned.then(|| pins.join("; "));
-        table.row(cells.into_iter().chain(pinned));
+        let verdict = tests.last().map_or("", BootTest::word).to_owned();
+        let verdict = any_tested.then_some(verdict);
+        table.row(cells.into_iter().chain(pinned).chain(verdict));
     }
     table
 }

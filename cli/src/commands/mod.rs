@@ -1,6 +1,8 @@
 //! The commands, one file each.
 
 mod backup;
+mod boot;
+mod boot_server;
 mod check;
 mod completions;
 mod diff;
@@ -17,6 +19,7 @@ mod restore;
 mod serve;
 mod show;
 mod stats;
+mod tested;
 mod thaw_guard;
 
 use anyhow::Result;
@@ -34,6 +37,7 @@ pub(crate) enum Command {
     Show(show::Args),
     Diff(diff::Args),
     Restore(Box<restore::Args>),
+    Boot(Box<boot::Args>),
     Serve(serve::Args),
     Check(check::Args),
     Prune(prune::Args),
@@ -44,6 +48,8 @@ pub(crate) enum Command {
     Stats(stats::Args),
     Release(release::Args),
     Completions(completions::Args),
+    #[command(name = crate::boot::server::WORD, hide = true)]
+    BootServer(boot_server::Args),
     #[command(name = thaw_guard::WORD, hide = true)]
     ThawGuard(thaw_guard::Args),
 }
@@ -57,6 +63,8 @@ pub(crate) fn run(command: Command, context: &Context) -> Result<Exit> {
         Command::Show(args) => show::run(&args, context),
         Command::Diff(args) => diff::run(&args, context),
         Command::Restore(args) => restore::run(&args, context),
+        Command::Boot(args) => boot::run(&args, context),
+        Command::BootServer(args) => boot_server::run(&args, context),
         Command::Serve(args) => serve::run(&args, context),
         Command::Check(args) => check::run(&args, context),
         Command::Prune(args) => prune::run(&args, context),

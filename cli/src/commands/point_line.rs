@@ -5,6 +5,7 @@ use virtkeep_repo::{
     CaptureMode, Consistency, Disk, DiskStats, FileRole, Pin, PinKind, Point, SourceKind,
 };
 
+use super::tested::BootTest;
 use crate::when::rfc3339;
 
 /// A `"type":"point"` line.
@@ -32,6 +33,7 @@ pub(super) struct KeptPointLine<'a> {
     point: PointLine<'a>,
     forgotten: bool,
     pins: Vec<PinLine<'a>>,
+    boot_tests: &'a [BootTest],
 }
 
 #[derive(Serialize)]
@@ -92,7 +94,12 @@ impl<'a> PointLine<'a> {
     }
 
     /// The same with what the repository adds.
-    pub(super) fn kept(point: &'a Point, forgotten: bool, pins: &'a [Pin]) -> KeptPointLine<'a> {
+    pub(super) fn kept(
+        point: &'a Point,
+        forgotten: bool,
+        pins: &'a [Pin],
+        boot_tests: &'a [BootTest],
+    ) -> KeptPointLine<'a> {
         KeptPointLine {
             point: Self::new(point),
             forgotten,
@@ -104,6 +111,7 @@ impl<'a> PointLine<'a> {
                     time: rfc3339(pin.created),
                 })
                 .collect(),
+            boot_tests,
         }
     }
 }

@@ -12,6 +12,7 @@ use virtkeep_repo::{
 
 use super::list::{consistency, mode};
 use super::point_line::PointLine;
+use super::tested::BootTest;
 use crate::context::Context;
 use crate::exit::Exit;
 use crate::output::{Table, shown, shown_lines, size};
@@ -59,11 +60,12 @@ pub(super) fn run(args: &Args, context: &Context) -> Result<Exit> {
     } else {
         let pins = context.pins(&repo).remove(&point.id).unwrap_or_default();
         let forgotten = repo.forgotten_point(point.id).is_ok() && repo.point(point.id).is_err();
-        let line = PointLine::kept(point, forgotten, &pins);
+        let tests = BootTest::all(&repo, point)?;
+        let line = PointLine::kept(point, forgotten, &pins, &tests);
         context.output.json(&line)?;
         context
             .output
-            .text(&text(point, forgotten, &pins, context))?;
+            .text(&text(point, forgotten, &pins, &tests, context))?;
     }
     Ok(Exit::Done)
 }
@@ -116,7 +118,13 @@ fn log(text: &str, context: &Context) -> String {
     lines.collect::<Vec<_>>().join("\n")
 }
 
-fn text(point: &Point, forgotten: bool, pins: &[Pin], context: &Context) -> String {
+fn text(
+    point: &Point,
+    forgotten: bool,
+    pins: &[Pin],
+    tests: &[BootTest],
+    context: &Context,
+) -> String {
     let mut text = String::new();
     let mut field = |name: &str, value: String| {
         let _ = writeln!(text, "{name:<12} {value}");
@@ -141,6 +149,9 @@ fn text(point: &Point, forgotten: bool, pins: &[Pin], context: &Context) -> Stri
     if !point.tags.is_empty() {
         let tags: Vec<String> = point.tags.iter().map(|tag| shown(tag)).collect();
         field("tags", tags.join(", "));
+    }
+    for test in tests {
+        field("boot test", test.describe(context));
     }
     let _ = write!(text, "\n{}", disks(&point.disks).render());
     if !point.files.is_empty() {

@@ -3,6 +3,7 @@
 
 use roxmltree::Node;
 
+use super::backing::Backing;
 use super::host_ties;
 use super::rewrite::{RestoredDisk, Rewriting, child};
 use super::splice::escape;
@@ -76,14 +77,27 @@ fn rehome(rewriting: &mut Rewriting<'_>, disk: Node<'_, '_>, restored: &Restored
     splices.set_attribute(disk, "type", "file");
     let mut missing = String::new();
     match child(disk, "driver") {
-        Some(driver) => splices.set_attribute(driver, "type", restored.format),
-        None => missing = format!("<driver name='qemu' type='{}'/>", restored.format),
+        Some(driver) => {
+            splices.set_attribute(driver, "type", restored.format);
+            if restored.backing.is_some() {
+                Backing::set_policies(splices, driver);
+            }
+        }
+        None => {
+            let policies = restored.backing.as_ref().map(|_| Backing::policies());
+            missing = format!(
+                "<driver name='qemu' type='{}'{}/>",
+                restored.format,
+                policies.unwrap_or_default()
+            );
+        }
     }
     let source = format!("<source file='{}'/>", escape(&restored.path));
     match child(disk, "source") {
         Some(node) => splices.replace_element(node, source),
         None => missing.push_str(&source),
     }
+    missing.extend(restored.backing.as_ref().map(Backing::element));
     splices.insert_children(disk, &missing);
     for node in disk.children().filter(Node::is_element) {
         let name = node.tag_name().name();

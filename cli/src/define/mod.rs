@@ -1,9 +1,11 @@
-//! `restore --define`: making a libvirt domain of what was restored.
+//! `restore --define` and `boot`: making a libvirt domain of what was restored.
 //!
 //! [`Definer::prepare`] refuses what cannot work before anything is restored; the XML is rewritten
 //! by [`rewrite`] without knowledge of the host; [`Definer::define`] brings both together.
 
+pub(crate) mod backing;
 mod character;
+pub(crate) mod console;
 mod devices;
 mod firmware;
 mod host_ties;
@@ -19,6 +21,7 @@ use virt::error::ErrorNumber;
 use virtkeep_capture::LibvirtError;
 use virtkeep_repo::{DomainUuid, FileRole, Point};
 
+pub(crate) use self::rewrite::Rewritten;
 use self::rewrite::{Identity, MovedFile, Placement, RestoredDisk};
 use crate::output::shown;
 use crate::restore::directory::{Restored, RestoredFile};
@@ -41,6 +44,8 @@ pub(crate) enum As {
 pub(crate) struct Definer {
     connection: Connect,
     identity: Identity,
+    name: String,
+    uuid: DomainUuid,
 }
 
 /// A domain that was defined.
@@ -60,7 +65,7 @@ impl Definer {
         let has_xml = point.files.iter().any(|file| is_domain_xml(file.role));
         ensure!(
             has_xml,
-            "the point {} holds no domain XML, so --define cannot be used: restore without it",
+            "the point {} holds no domain XML, so no domain can be made of it: restore its disks",
             point.id
         );
         virt::error::clear_error_callback();
@@ -72,7 +77,7 @@ impl Definer {
                     uri.map(|uri| format!(" at {uri}")).unwrap_or_default()
                 )
             })?;
-        let identity = match wanted {
+        let (identity, name, uuid) = match wanted {
             As::Original => {
                 let uuid = point.domain.uuid.to_string();
                 if exists(connection.lookup_domain_by_uuid_string(&uuid))? {
@@ -81,48 +86,51 @@ impl Definer {
                     );
                 }
                 ensure_free(&connection, &point.domain.name)?;
-                Identity::Original
+                let (name, uuid) = (point.domain.name.clone(), point.domain.uuid);
+                (Identity::Original, name, uuid)
             }
             As::Clone { name, network } => {
                 rewrite::check_name(&name)?;
                 ensure_free(&connection, &name)?;
                 let uuid = random_uuid()?;
-                Identity::Clone {
-                    name,
+                let identity = Identity::Clone {
+                    name: name.clone(),
                     uuid,
                     network,
-                }
+                };
+                (identity, name, uuid)
             }
         };
         Ok(Self {
             connection,
             identity,
+            name,
+            uuid,
         })
+    }
+
+    /// The name that the domain will have.
+    pub(crate) fn name(&self) -> &str {
+        &self.name
+    }
+
+    /// The uuid that the domain will have.
+    pub(crate) fn uuid(&self) -> DomainUuid {
+        self.uuid
+    }
+
+    /// The connection to libvirt.
+    pub(crate) fn connection(&self) -> &Connect {
+        &self.connection
     }
 
     /// Defines the domain on what was restored.
     pub(crate) fn define(&self, restored: &Restored) -> Result<Defined> {
-        let xml = domain_xml(&restored.files)?;
-        let disks = restored
-            .disks
-            .iter()
-            .map(|disk| {
-                Ok(RestoredDisk {
-                    target: disk.target.clone(),
-                    path: utf8(&disk.path)?,
-                    format: disk.format.name(),
-                })
-            })
-            .collect::<Result<Vec<_>>>()?;
-        let files = moved_files(&restored.files)?;
-        let placement = Placement {
-            disks: &disks,
-            directory: &utf8(&restored.directory)?,
-            files: &files,
-            host_has: &|path| Path::new(path).exists(),
-            new_mac: &random_mac,
-        };
-        let rewritten = rewrite::rewrite(xml, &self.identity, &placement)?;
+        self.define_rewritten(self.rewritten(restored)?)
+    }
+
+    /// The same with a definition that was made before.
+    pub(crate) fn define_rewritten(&self, rewritten: Rewritten) -> Result<Defined> {
         let domain = self
             .connection
             .define_domain_xml(&rewritten.xml)
@@ -134,6 +142,32 @@ impl Definer {
             notes: rewritten.notes,
             domain,
         })
+    }
+
+    /// The definition of the domain on what was restored.
+    pub(crate) fn rewritten(&self, restored: &Restored) -> Result<Rewritten> {
+        let xml = domain_xml(&restored.files)?;
+        let disks = restored
+            .disks
+            .iter()
+            .map(|disk| {
+                Ok(RestoredDisk {
+                    target: disk.target.clone(),
+                    path: utf8(&disk.path)?,
+                    format: disk.format.name(),
+                    backing: disk.backing.clone(),
+                })
+            })
+            .collect::<Result<Vec<_>>>()?;
+        let files = moved_files(&restored.files)?;
+        let placement = Placement {
+            disks: &disks,
+            directory: &utf8(&restored.directory)?,
+            files: &files,
+            host_has: &|path| Path::new(path).exists(),
+            new_mac: &random_mac,
+        };
+        Ok(rewrite::rewrite(xml, &self.identity, &placement)?)
     }
 }
 
@@ -170,7 +204,7 @@ fn is_domain_xml(role: FileRole) -> bool {
 }
 
 /// The persistent XML; of a transient domain there is only the live one.
-fn domain_xml(files: &[RestoredFile]) -> Result<&str> {
+pub(crate) fn domain_xml(files: &[RestoredFile]) -> Result<&str> {
     let of = |role| files.iter().find(move |file| file.role == role);
     let file = of(FileRole::DomainXml).or_else(|| of(FileRole::LiveXml));
     let file = file.context("the point holds no domain XML")?;
@@ -180,28 +214,29 @@ fn domain_xml(files: &[RestoredFile]) -> Result<&str> {
 /// The files that the definition must find at their restored place: firmware variables always, for
 /// they belong to this domain; the others where the host does not have the same.
 fn moved_files(files: &[RestoredFile]) -> Result<Vec<MovedFile>> {
-    let mut moved = Vec::new();
-    for file in files {
-        let is_moved = match file.role {
-            FileRole::Nvram => true,
-            FileRole::Loader | FileRole::Kernel | FileRole::Initrd => !host_has_same(file),
-            _ => false,
-        };
-        if is_moved {
-            moved.push(MovedFile {
-                from: file.name.clone(),
-                to: utf8(&file.path)?,
-            });
-        }
+    let moved = files.iter().filter(|file| is_moved(file)).map(|file| {
+        Ok(MovedFile {
+            from: file.name.clone(),
+            to: utf8(&file.path)?,
+        })
+    });
+    moved.collect()
+}
+
+/// Whether the definition must find this file at its restored place.
+pub(crate) fn is_moved(file: &RestoredFile) -> bool {
+    match file.role {
+        FileRole::Nvram => true,
+        FileRole::Loader | FileRole::Kernel | FileRole::Initrd => !host_has_same(file),
+        _ => false,
     }
-    Ok(moved)
 }
 
 fn host_has_same(file: &RestoredFile) -> bool {
     std::fs::read(&file.name).is_ok_and(|content| content == file.content)
 }
 
-fn utf8(path: &Path) -> Result<String> {
+pub(crate) fn utf8(path: &Path) -> Result<String> {
     path.to_str().map(str::to_owned).with_context(|| {
         format!(
             "libvirt cannot use {}: its name is not UTF-8",

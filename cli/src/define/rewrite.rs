@@ -6,6 +6,7 @@
 use roxmltree::{Document, Node};
 use virtkeep_repo::DomainUuid;
 
+use super::backing::Backing;
 use super::splice::{Splices, representable};
 use super::{devices, firmware, host_ties};
 use crate::restore::file_names;
@@ -35,6 +36,8 @@ pub(crate) struct RestoredDisk {
     pub(crate) path: String,
     /// `raw` or `qcow2`.
     pub(crate) format: &'static str,
+    /// What it reads from where it holds nothing itself.
+    pub(crate) backing: Option<Backing>,
 }
 
 /// Firmware variables, a kernel or the like that the definition has to find at a new place.
@@ -67,6 +70,8 @@ pub(crate) struct Rewritten {
     pub(crate) xml: String,
     /// What the user should know about it.
     pub(crate) notes: Vec<String>,
+    /// Files that the domain will write besides its disks: logs and the like. Absolute paths.
+    pub(crate) written: Vec<String>,
 }
 
 /// The XML of the point cannot be made into a definition.
@@ -74,7 +79,7 @@ pub(crate) struct Rewritten {
 pub(crate) enum RewriteError {
     /// It is not the XML of a domain.
     #[error(
-        "the point's domain XML cannot be read ({0}): the disks can still be restored without --define"
+        "the domain XML cannot be read ({0}): the disks can still be restored without --define"
     )]
     NotDomainXml(String),
     /// A name or path that XML cannot express.
@@ -121,6 +126,7 @@ pub(crate) fn rewrite(
     Ok(Rewritten {
         xml: rewriting.splices.finish(),
         notes: rewriting.notes,
+        written: rewriting.rehomed.into_iter().map(|(_, to)| to).collect(),
     })
 }
 

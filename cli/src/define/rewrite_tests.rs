@@ -2,6 +2,7 @@
 
 use virtkeep_repo::DomainUuid;
 
+use super::super::backing::{Backing, leaning_on, policies, without_server};
 use super::{Identity, MovedFile, Placement, RestoredDisk, Rewritten, rewrite};
 
 const DOMAIN: &str = "\
@@ -65,6 +66,7 @@ fn disks() -> Vec<RestoredDisk> {
             target: target.to_owned(),
             path: format!("/restore/it's/{target}.qcow2"),
             format: "qcow2",
+            backing: None,
         })
         .to_vec()
 }
@@ -376,4 +378,25 @@ fn what_xml_cannot_hold_is_refused() {
     assert!(refused("<domain/>", &identity).contains("control characters"));
     assert!(refused("<network/>", &Identity::Original).contains("\"network\""));
     assert!(refused("not xml", &Identity::Original).contains("cannot be read"));
+}
+
+#[test]
+fn a_disk_of_a_recovery_reads_from_the_server_and_waits_for_it() {
+    let mut disks = disks();
+    disks[0].backing = Some(Backing {
+        socket: "/run/a'b".to_owned(),
+        export: "vda".to_owned(),
+    });
+    let xml = run(DOMAIN, &Identity::Original, &disks, &[]).xml;
+    assert_eq!(leaning_on(&xml, "/run/a'b").unwrap(), ["vda"]);
+    assert_eq!(xml.matches("='stop'").count(), 2, "{xml}");
+    assert!(!xml.contains("/images/base.qcow2"), "{xml}");
+    let original = policies(DOMAIN).unwrap();
+    let alone = without_server(&xml, "/run/a'b", &original)
+        .unwrap()
+        .unwrap();
+    assert!(
+        !alone.contains("nbd") && !alone.contains("'stop'"),
+        "{alone}"
+    );
 }

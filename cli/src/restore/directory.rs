@@ -16,6 +16,7 @@ use super::file_names;
 use super::file_sink::SparseFile;
 use super::qcow2::Qcow2Image;
 use super::staging::{Existing, StagedFile, exists, sync_dir};
+use crate::define::backing::Backing;
 use crate::progress::Reporter;
 
 /// Format of a restored image.
@@ -85,6 +86,8 @@ pub(crate) struct RestoredImage {
     pub(crate) size_bytes: u64,
     /// What of it is zero because it cannot be read.
     pub(crate) lost: Vec<Loss>,
+    /// What it reads from where it holds nothing itself.
+    pub(crate) backing: Option<Backing>,
 }
 
 /// A file that was kept with the point.
@@ -138,6 +141,7 @@ impl DirectoryRestore<'_> {
                 format: self.format,
                 size_bytes: disk.size.0,
                 lost,
+                backing: None,
             });
         }
         for (stored, path) in self.point.files.iter().zip(places.files) {
@@ -154,10 +158,7 @@ impl DirectoryRestore<'_> {
             };
             let file = StagedFile::with_content(path.clone(), &content)?;
             if stored.role == FileRole::Loader {
-                // libvirt gives all the other files to QEMU's user, but not the firmware.
-                file.file()
-                    .set_permissions(Permissions::from_mode(0o644))
-                    .with_context(|| format!("cannot make {} readable", path.display()))?;
+                make_readable(&file)?;
             }
             staged.push(file);
             restored.files.push(RestoredFile {
@@ -231,6 +232,14 @@ impl DirectoryRestore<'_> {
         }
         Ok(reader.losses())
     }
+}
+
+/// libvirt gives all other files to QEMU's user, but not the firmware.
+pub(crate) fn make_readable(firmware: &StagedFile) -> Result<()> {
+    firmware
+        .file()
+        .set_permissions(Permissions::from_mode(0o644))
+        .with_context(|| format!("cannot make {} readable", firmware.place().display()))
 }
 
 /// Where everything will be. Files that are not restored have no place.

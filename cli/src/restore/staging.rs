@@ -60,6 +60,11 @@ impl StagedFile {
         &self.file
     }
 
+    /// Where it will be.
+    pub(crate) fn place(&self) -> &Path {
+        &self.place
+    }
+
     /// Where it is until it is published.
     pub(crate) fn temporary_path(&self) -> &Path {
         &self.temporary

@@ -167,13 +167,10 @@ impl Place {
 
     /// The URI of an export; with an empty name, of the server. None where only others know it.
     pub(crate) fn uri(&self, export: &str) -> Option<String> {
-        let export = escaped(export);
         match self {
-            Self::Unix(path) => Some(format!(
-                "nbd+unix:///{export}?socket={}",
-                escaped_path(path)
-            )),
+            Self::Unix(path) => Some(unix_uri(path, export)),
             Self::Tcp { host, port, tls } => {
+                let export = escaped(export);
                 let scheme = if *tls { "nbds" } else { "nbd" };
                 Some(format!("{scheme}://{host}:{port}/{export}"))
             }
@@ -208,6 +205,12 @@ impl Place {
             _ => None,
         }
     }
+}
+
+/// The URI of an export on a unix socket.
+pub(crate) fn unix_uri(socket: &Path, export: &str) -> String {
+    let socket = escaped_path(socket);
+    format!("nbd+unix:///{}?socket={socket}", escaped(export))
 }
 
 fn escaped_path(path: &Path) -> String {

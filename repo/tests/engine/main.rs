@@ -14,6 +14,7 @@ mod golden;
 mod hardship;
 mod histories;
 mod leases;
+mod note;
 mod parents;
 mod prune;
 mod prune_full;

@@ -1,0 +1,48 @@
+//! `boot`: a guest runs from a point at once, and its data is moved in while it works.
+//!
+//! # What a recovery is made of, and in which order
+//!
+//! 1. The **pin**, which keeps the point and holds the [`record`]: everything that will be made, by name.
+//!    It is durable before anything else is there.
+//! 2. The directory, the files, an **overlay** for each disk ([`overlay`]): empty, made durable, over an
+//!    export of the point. No disk of the original is opened, nor named anywhere.
+//! 3. The **server** ([`server`]), which serves the point, read-only, to QEMU alone ([`place`]).
+//! 4. The **domain**, defined, then started. From here on the overlays hold what exists nowhere else.
+//! 5. The **pull** ([`pull`]): QEMU copies what is not in an overlay yet, beneath the running guest, and
+//!    then forgets the server, as libvirt does in its definition.
+//! 6. **Settling** ([`finish`]): QEMU is made to write out all that it still holds of the images, which
+//!    are then synced. Only now do the images stand on their own.
+//! 7. **Letting go**: the definition is freed of the server, the server ends, socket, lock and log go,
+//!    and last the pin.
+//!
+//! Whatever dies between two steps, the pin is there, and `--finish` begins with the first step that is
+//! not done, for every step can be repeated; `--abort` undoes all of them, the pin last. Steps 1 to 4 are
+//! undone at once when one of them fails: no guest has run yet.
+//!
+//! # Why no write of the guest is lost
+//!
+//! Every write goes to an overlay and to nothing else, and nothing here ever writes to an overlay that a
+//! guest has used but QEMU and `qemu-img rebase`, which keep what is in it. Only `--abort` removes one,
+//! after it was confirmed.
+//!
+//! - **The server dies**: QEMU waits for it, then stands the guest still; no error reaches the guest. It
+//!   is started again by its keeper, or by the next `--status` or `--finish`, and the guest goes on.
+//! - **The command dies**: guest, server and pull go on.
+//! - **libvirtd is restarted**: QEMU does not notice; we connect again.
+//! - **QEMU or the host dies**: as after a power cut, what the guest has flushed is in the overlay. What
+//!   the pull has copied may be there or not, *even where the overlay's header names no backing image any
+//!   more*: tried with QEMU 10.0, the tables of the copied data stay in memory after the pull has ended.
+//!   That is why step 6 is there, and why `--finish`, while the pin is, puts the backing image back before
+//!   it completes the overlay of a guest that is off.
+
+pub(crate) mod abort;
+pub(crate) mod finish;
+pub(crate) mod machine;
+mod overlay;
+mod place;
+pub(crate) mod pull;
+pub(crate) mod record;
+pub(crate) mod server;
+pub(crate) mod start;
+pub(crate) mod status;
+pub(crate) mod trial;

@@ -1,0 +1,172 @@
+//! Where the parts of a recovery go: its images, and the socket that QEMU must be able to reach.
+//!
+//! QEMU runs as a user of its own and, where AppArmor guards it, may open few files besides those in
+//! its domain XML; the sockets of network disks are not among those that libvirt allows it. It does allow
+//! `/run/libvirt/**/*.tunnelmigrate.dest.NAME`, read and write, to the domain NAME, and so the socket is
+//! called that. The directory can be passed through but not listed by others; the socket itself belongs
+//! to QEMU's user alone.
+
+use std::fs::Permissions;
+use std::os::unix::fs::{DirBuilderExt, PermissionsExt};
+use std::path::{Path, PathBuf};
+
+use anyhow::{Context as _, Result, bail};
+use roxmltree::Document;
+use virt::connect::Connect;
+use virtkeep_capture::LibvirtError;
+use virtkeep_repo::{DomainUuid, Point};
+
+use crate::output::{shown, size};
+use crate::restore::file_names;
+
+/// The longest path of a unix socket, in bytes.
+const SOCKET_PATH_MAX: usize = 107;
+
+/// The directory for images of a domain, where none was named: beside those of other domains. Of no
+/// domain, the directory that holds all of those.
+pub(crate) fn usual_directory(domain: &str) -> PathBuf {
+    let images = if rustix::process::geteuid().is_root() {
+        PathBuf::from("/var/lib/libvirt/images")
+    } else {
+        let of = |name| std::env::var_os(name).map(PathBuf::from);
+        let data = of("XDG_DATA_HOME").or_else(|| Some(of("HOME")?.join(".local/share")));
+        data.unwrap_or_else(std::env::temp_dir)
+            .join("libvirt/images")
+    };
+    match domain {
+        "" => images,
+        domain => images.join(file_names::safe(domain)),
+    }
+}
+
+/// The socket of the recovery of a domain.
+pub(crate) fn socket(domain: &str, uuid: DomainUuid) -> PathBuf {
+    let run = if rustix::process::geteuid().is_root() {
+        PathBuf::from("/run/libvirt")
+    } else {
+        let own = std::env::var_os("XDG_RUNTIME_DIR").map(PathBuf::from);
+        own.filter(|dir| dir.is_dir())
+            .unwrap_or_else(std::env::temp_dir)
+    };
+    let dir = run.join("virtkeep");
+    let path = dir.join(format!("nbd.tunnelmigrate.dest.{domain}"));
+    if path.as_os_str().len() <= SOCKET_PATH_MAX {
+        path
+    } else {
+        dir.join(format!("{uuid}.sock"))
+    }
+}
+
+/// Makes the directory of the socket, unless it is there.
+pub(crate) fn make_socket_directory(socket: &Path) -> Result<()> {
+    let dir = socket.parent().unwrap_or(Path::new("/"));
+    std::fs::DirBuilder::new()
+        .recursive(true)
+        .mode(0o711)
+        .create(dir)
+        // The usual mask takes the right to pass through away.
+        .and_then(|()| std::fs::set_permissions(dir, Permissions::from_mode(0o711)))
+        .with_context(|| format!("cannot create the directory {}", dir.display()))
+}
+
+/// Makes the directory of the images, unless it is there; others may pass through, as QEMU must.
+pub(crate) fn make_directory(dir: &Path) -> Result<()> {
+    if dir.is_dir() {
+        return Ok(());
+    }
+    std::fs::create_dir_all(dir)
+        .with_context(|| format!("cannot create the directory {}", dir.display()))?;
+    let_pass(dir)
+}
+
+/// Lets others pass through a directory, but not list it.
+pub(crate) fn let_pass(dir: &Path) -> Result<()> {
+    std::fs::set_permissions(dir, Permissions::from_mode(0o711))
+        .with_context(|| format!("cannot open up the directory {}", dir.display()))
+}
+
+/// User and group of QEMU, as libvirt tells; none where it runs as we do.
+pub(crate) fn qemu_user(connection: &Connect) -> Result<Option<(u32, u32)>> {
+    if !rustix::process::geteuid().is_root() {
+        return Ok(None);
+    }
+    let xml = connection
+        .capabilities()
+        .map_err(LibvirtError::from)
+        .context("cannot ask libvirt what QEMU runs as")?;
+    Ok(Document::parse(&xml).ok().and_then(|xml| dac_label(&xml)))
+}
+
+fn dac_label(capabilities: &Document<'_>) -> Option<(u32, u32)> {
+    let named = |name: &'static str| move |node: &roxmltree::Node<'_, '_>| node.has_tag_name(name);
+    let models = capabilities.descendants().filter(named("secmodel"));
+    let mut dac = models.filter(|model| {
+        let name = model.children().find(named("model"));
+        name.and_then(|name| name.text()) == Some("dac")
+    });
+    let label = dac.next()?.children().find(named("baselabel"))?.text()?;
+    let (user, group) = label.trim().split_once(':')?;
+    let number = |text: &str| text.strip_prefix('+').unwrap_or(text).parse().ok();
+    Some((number(user)?, number(group)?))
+}
+
+/// Makes sure that the images have room. Once the data has been moved, each may be as large as its disk;
+/// what the point holds is the least.
+pub(crate) fn check_space(
+    dir: &Path,
+    point: &Point,
+    least: impl FnOnce() -> Result<u64>,
+) -> Result<Option<String>> {
+    let there = dir.ancestors().find(|dir| dir.is_dir());
+    let there = there.with_context(|| format!("cannot find {}", dir.display()))?;
+    let stat = rustix::fs::statvfs(there)
+        .with_context(|| format!("cannot look at {}", there.display()))?;
+    let free = stat.f_bavail.saturating_mul(stat.f_frsize);
+    let most: u64 = point.disks.iter().map(|disk| disk.size.0).sum();
+    if free >= most {
+        return Ok(None);
+    }
+    let least = least()?;
+    if free < least {
+        bail!(
+            "{} has {} free, and the data of the disks takes {}: name a larger place with --to, or \
+             pass --no-pull to let the data stay in the repository",
+            shown(&there.to_string_lossy()),
+            size(free),
+            size(least)
+        );
+    }
+    Ok(Some(format!(
+        "warning: {} has {} free. The data takes {} at first; should the guest fill its disks, it is {}",
+        shown(&there.to_string_lossy()),
+        size(free),
+        size(least),
+        size(most)
+    )))
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn the_user_of_qemu_is_found_in_the_capabilities() {
+        let xml = "<capabilities><host><secmodel><model>apparmor</model><baselabel \
+            type='kvm'>x</baselabel></secmodel><secmodel><model>dac</model><doi>0</doi><baselabel \
+            type='kvm'>+64055:+993</baselabel></secmodel></host></capabilities>";
+        assert_eq!(
+            dac_label(&Document::parse(xml).unwrap()),
+            Some((64055, 993))
+        );
+        let none = "<capabilities><host/></capabilities>";
+        assert_eq!(dac_label(&Document::parse(none).unwrap()), None);
+    }
+
+    #[test]
+    fn a_long_name_gets_a_socket_that_can_be_bound() {
+        let uuid = DomainUuid::from_bytes([7; 16]);
+        assert!(socket("web1", uuid).ends_with("nbd.tunnelmigrate.dest.web1"));
+        let long = socket(&"x".repeat(200), uuid);
+        assert!(long.as_os_str().len() <= SOCKET_PATH_MAX, "{long:?}");
+    }
+}

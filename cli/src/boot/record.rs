@@ -1,0 +1,158 @@
+//! The record of a recovery: what was made for it and where, written once, before any of it is made.
+//!
+//! It lies in the pin that keeps the recovery's point, so there is one durable file that appears
+//! first and goes last: whoever finds the pin can finish or undo all the rest, also after a reboot. What
+//! changes (how far the data has been moved, whether the guest runs) is nowhere written down but asked of
+//! libvirt and of the images.
+
+use std::path::{Path, PathBuf};
+
+use anyhow::{Context as _, Result, anyhow, bail};
+use serde::{Deserialize, Serialize};
+use virtkeep_repo::{Pin, PinKind, PointId, Repository, UnixMillis};
+
+use crate::define::backing::Policies;
+use crate::exit::usage;
+use crate::output::shown;
+
+/// What a recovery consists of.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub(crate) struct Recovery {
+    /// The name that its domain got.
+    pub(crate) domain: String,
+    /// The domain's uuid.
+    pub(crate) uuid: String,
+    /// The libvirt that runs it, where one was named.
+    pub(crate) libvirt: Option<String>,
+    /// Where its images and files are. Absolute.
+    pub(crate) directory: PathBuf,
+    /// Whether the directory was made for it.
+    pub(crate) made_directory: bool,
+    /// The socket on which the point is served to QEMU.
+    pub(crate) socket: PathBuf,
+    /// User and group that QEMU runs as, where they are not ours.
+    pub(crate) qemu: Option<(u32, u32)>,
+    /// Its disks. The name of a disk's export is its target.
+    pub(crate) disks: Vec<RecoveredDisk>,
+    /// Firmware variables and the like, and the files that its domain writes.
+    pub(crate) files: Vec<PathBuf>,
+}
+
+/// A disk of a recovery.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub(crate) struct RecoveredDisk {
+    /// Its target in the domain XML.
+    pub(crate) target: String,
+    /// The image that the guest writes to.
+    pub(crate) overlay: PathBuf,
+    /// Size of the disk.
+    pub(crate) size_bytes: u64,
+    /// What its definition said about errors before.
+    pub(crate) policies: Policies,
+}
+
+/// A recovery that has not ended.
+#[derive(Clone, Debug)]
+pub(crate) struct Pinned {
+    /// The name of its pin.
+    pub(crate) pin: String,
+    /// The point it runs from.
+    pub(crate) point: PointId,
+    /// When it began.
+    pub(crate) since: UnixMillis,
+    /// What it consists of.
+    pub(crate) recovery: Recovery,
+}
+
+impl Pinned {
+    /// Writes a record down and pins the point with it. From here on the recovery exists.
+    pub(crate) fn create(repo: &Repository, point: PointId, recovery: Recovery) -> Result<Self> {
+        let reason = format!(
+            "the domain {} runs from it, recovered to {}",
+            shown(&recovery.domain),
+            recovery.directory.display()
+        );
+        let details = serde_json::to_value(&recovery)?;
+        let pin = repo.pin_with(&[point], PinKind::InUse, &reason, Some(details))?;
+        Self::of(repo, &pin)
+    }
+
+    /// The recovery of this pin.
+    pub(crate) fn of(repo: &Repository, pin: &str) -> Result<Self> {
+        let pins = repo.pins().list()?.into_iter();
+        let found = pins.filter_map(from_pin).find(|found| found.pin == pin);
+        found.with_context(|| format!("there is no recovery {pin}"))
+    }
+
+    /// All recoveries that have not ended, the oldest first.
+    pub(crate) fn all(repo: &Repository) -> Result<Vec<Self>> {
+        let mut all: Vec<Self> = repo
+            .pins()
+            .list()?
+            .into_iter()
+            .filter_map(from_pin)
+            .collect();
+        all.sort_by(|a, b| (a.since, &a.pin).cmp(&(b.since, &b.pin)));
+        Ok(all)
+    }
+
+    /// The one that is meant: by the name or uuid of its domain, or the only one there is.
+    pub(crate) fn find(repo: &Repository, name: Option<&str>) -> Result<Self> {
+        let mut all = Self::all(repo)?;
+        let names: Vec<String> = all.iter().map(|one| shown(&one.recovery.domain)).collect();
+        let names = names.join(", ");
+        if let Some(name) = name {
+            all.retain(|one| one.recovery.domain == name || one.recovery.uuid == name);
+        }
+        match (all.len(), name) {
+            (1, _) => Ok(all.remove(0)),
+            (0, None) => bail!("no recovery is under way"),
+            (0, Some(name)) if names.is_empty() => Err(anyhow!(
+                "no recovery of {} is under way, nor of anything else",
+                shown(name)
+            )),
+            (0, Some(name)) => Err(anyhow!(
+                "no recovery of {} is under way: there is {names}",
+                shown(name)
+            )),
+            (_, _) => Err(usage(format!("say which recovery is meant: {names}"))),
+        }
+    }
+}
+
+/// None of pins that others set.
+fn from_pin((name, pin): (String, Pin)) -> Option<Pinned> {
+    let recovery = serde_json::from_value(pin.details?).ok()?;
+    Some(Pinned {
+        pin: name,
+        point: *pin.points.first()?,
+        since: pin.created,
+        recovery,
+    })
+}
+
+impl Recovery {
+    /// Beside the socket: locked while somebody looks after the server.
+    pub(crate) fn lock(&self) -> PathBuf {
+        let dir = self.socket.parent().unwrap_or(Path::new("/"));
+        dir.join(format!("{}.lock", self.uuid))
+    }
+
+    /// What the server has to say.
+    pub(crate) fn log(&self) -> PathBuf {
+        self.directory.join("virtkeep-server.log")
+    }
+
+    /// Where its disks are found, as text: as in domain XML.
+    pub(crate) fn socket_text(&self) -> String {
+        self.socket.to_string_lossy().into_owned()
+    }
+
+    /// What its disks said about errors before.
+    pub(crate) fn policies(&self) -> Vec<(String, Policies)> {
+        let disks = self.disks.iter();
+        disks
+            .map(|disk| (disk.target.clone(), disk.policies.clone()))
+            .collect()
+    }
+}

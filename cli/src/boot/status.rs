@@ -1,0 +1,68 @@
+//! How far a recovery is, asked of libvirt; a server that has gone is started again on the way, for a
+//! guest may be waiting for it.
+
+use anyhow::Result;
+
+use super::machine::{Machine, State};
+use super::record::Pinned;
+use super::server;
+use crate::context::Context;
+
+/// How far a recovery is.
+#[derive(Clone, Debug, PartialEq)]
+pub(crate) struct Status {
+    /// What the guest is doing; none where libvirt cannot be asked.
+    pub(crate) state: Option<State>,
+    /// Whether the point is being served.
+    pub(crate) served: bool,
+    /// Whether that had to be started again.
+    pub(crate) started_again: bool,
+    /// The share of the data that is in the images already, of each disk; none where nothing tells.
+    pub(crate) disks: Vec<Option<f64>>,
+}
+
+/// Looks at a recovery. Problems on the way are noted, and do not keep the rest from being seen.
+pub(crate) fn look(context: &Context, pinned: &Pinned) -> Status {
+    let note = |error: anyhow::Error| {
+        context
+            .reporter
+            .note(&format!("{}: {error:#}", pinned.recovery.domain));
+    };
+    let started_again = server::ensure(context, pinned).unwrap_or_else(|error| {
+        note(error);
+        false
+    });
+    let mut status = Status {
+        state: None,
+        served: server::is_serving(&pinned.recovery),
+        started_again,
+        disks: vec![None; pinned.recovery.disks.len()],
+    };
+    if let Err(error) = ask(pinned, &mut status) {
+        note(error);
+    }
+    status
+}
+
+fn ask(pinned: &Pinned, status: &mut Status) -> Result<()> {
+    let mut machine = Machine::connect(&pinned.recovery)?;
+    let mut state = machine.state()?;
+    if state == State::Waiting && status.served {
+        machine.resume()?;
+        state = machine.state()?;
+    }
+    status.state = Some(state);
+    if matches!(state, State::Gone | State::ShutOff) {
+        return Ok(());
+    }
+    let leaning = machine.leaning()?;
+    for (disk, share) in pinned.recovery.disks.iter().zip(&mut status.disks) {
+        *share = if leaning.contains(&disk.target) {
+            let job = machine.job(&disk.target)?;
+            Some(job.map_or(0.0, |job| job.done as f64 / job.total.max(1) as f64))
+        } else {
+            Some(1.0)
+        };
+    }
+    Ok(())
+}

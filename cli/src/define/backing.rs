@@ -1,0 +1,172 @@
+//! Disks that still read from a server: their place in domain XML while a recovery is under way, and
+//! how it is taken out again.
+//!
+//! A disk of a recovery is an overlay whose backing image is an export on a unix socket. While it is,
+//! a server that is gone must not reach the guest as an I/O error: QEMU waits for it a little
+//! ([`RECONNECT_SECONDS`]), then stands the guest still (policy `stop`) until it is resumed.
+
+use roxmltree::{Document, Node};
+use serde::{Deserialize, Serialize};
+
+use super::rewrite::{RewriteError, child};
+use super::splice::{Splices, escape};
+
+/// How long QEMU waits for a server that is gone before it stands the guest still. Less than the 30
+/// seconds after which guests give up on a disk that is not paravirtual.
+const RECONNECT_SECONDS: u32 = 20;
+
+/// The attributes of a disk's `<driver>` that say what becomes of errors.
+const POLICIES: [&str; 2] = ["error_policy", "rerror_policy"];
+
+/// An export that a disk reads from where it holds nothing itself.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub(crate) struct Backing {
+    /// Absolute path of the server's socket.
+    pub(crate) socket: String,
+    /// The name of the export.
+    pub(crate) export: String,
+}
+
+/// What the definition of a disk says about errors by itself, in the order of [`POLICIES`].
+#[derive(Clone, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
+pub(crate) struct Policies([Option<String>; 2]);
+
+impl Backing {
+    /// The child element of `<disk>`.
+    pub(super) fn element(&self) -> String {
+        format!(
+            "<backingStore type='network'><format type='raw'/><source protocol='nbd' \
+             name='{}'><host transport='unix' socket='{}'/><reconnect \
+             delay='{RECONNECT_SECONDS}'/></source><backingStore/></backingStore>",
+            escape(&self.export),
+            escape(&self.socket)
+        )
+    }
+
+    /// The attributes of `<driver>`.
+    pub(super) fn set_policies(splices: &mut Splices<'_>, driver: Node<'_, '_>) {
+        for name in POLICIES {
+            splices.set_attribute(driver, name, "stop");
+        }
+    }
+
+    /// The same for a disk without `<driver>`.
+    pub(super) fn policies() -> String {
+        POLICIES.map(|name| format!(" {name}='stop'")).concat()
+    }
+}
+
+/// What the disks of a domain say about errors, with their targets.
+pub(crate) fn policies(xml: &str) -> Result<Vec<(String, Policies)>, RewriteError> {
+    let document = parse(xml)?;
+    let policies = disks(&document).map(|disk| {
+        let driver = child(disk, "driver");
+        let of = |name| driver.and_then(|driver| driver.attribute(name));
+        let policies = POLICIES.map(|name| of(name).map(str::to_owned));
+        (target(disk).to_owned(), Policies(policies))
+    });
+    Ok(policies.collect())
+}
+
+/// The disks that read from the server on `socket`, at whatever depth of their chains.
+pub(crate) fn leaning_on(xml: &str, socket: &str) -> Result<Vec<String>, RewriteError> {
+    let document = parse(xml)?;
+    let leaning = disks(&document).filter(|disk| served(*disk, socket).is_some());
+    Ok(leaning.map(|disk| target(disk).to_owned()).collect())
+}
+
+/// The definition without the server on `socket`, and with the policies that the disks had. None
+/// where nothing has to change.
+pub(crate) fn without_server(
+    xml: &str,
+    socket: &str,
+    original: &[(String, Policies)],
+) -> Result<Option<String>, RewriteError> {
+    let document = parse(xml)?;
+    let mut splices = Splices::new(xml);
+    for disk in disks(&document) {
+        if let Some(node) = served(disk, socket) {
+            splices.replace_element(node, "<backingStore/>");
+        }
+        let own = original.iter().find(|(name, _)| name == target(disk));
+        let (Some((_, own)), Some(driver)) = (own, child(disk, "driver")) else {
+            continue;
+        };
+        for (name, own) in POLICIES.into_iter().zip(&own.0) {
+            match (driver.attribute(name), own) {
+                // Somebody has chosen another since.
+                (Some("stop"), Some(own)) => splices.set_attribute(driver, name, own),
+                (Some("stop"), None) => splices.remove_attribute(driver, name),
+                _ => {}
+            }
+        }
+    }
+    let new = splices.finish();
+    Ok((new != xml).then_some(new))
+}
+
+fn parse(xml: &str) -> Result<Document<'_>, RewriteError> {
+    Document::parse(xml).map_err(|error| RewriteError::NotDomainXml(error.to_string()))
+}
+
+fn disks<'a, 'i>(document: &'a Document<'i>) -> impl Iterator<Item = Node<'a, 'i>> {
+    let devices = child(document.root_element(), "devices");
+    let nodes = devices.into_iter().flat_map(|node| node.children());
+    nodes.filter(|node| node.has_tag_name("disk"))
+}
+
+fn target<'a>(disk: Node<'a, '_>) -> &'a str {
+    child(disk, "target")
+        .and_then(|node| node.attribute("dev"))
+        .unwrap_or("")
+}
+
+/// The element of a disk's chain that is the export on this socket.
+fn served<'a, 'i>(disk: Node<'a, 'i>, socket: &str) -> Option<Node<'a, 'i>> {
+    disk.descendants().find(|node| {
+        let source = child(*node, "source");
+        let host = source.and_then(|source| child(source, "host"));
+        node.has_tag_name("backingStore")
+            && host.and_then(|host| host.attribute("socket")) == Some(socket)
+    })
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    const XML: &str = "<domain><devices><disk><driver name='qemu' error_policy='stop' \
+        rerror_policy='stop'/><source file='/v/vda'/><backingStore type='file'><source \
+        file='/v/base'/><backingStore type='network'><source protocol='nbd' name='vda'><host \
+        transport='unix' socket='/run/s'/></source><backingStore/></backingStore></backingStore>\
+        <target dev='vda'/></disk><disk><driver name='qemu' error_policy='report'/><target \
+        dev='vdb'/></disk></devices></domain>";
+
+    #[test]
+    fn a_server_is_found_at_any_depth_and_taken_out_again() {
+        assert_eq!(leaning_on(XML, "/run/s").unwrap(), ["vda"]);
+        assert!(leaning_on(XML, "/run/other").unwrap().is_empty());
+        let own = Policies([Some("report".to_owned()), None]);
+        let original = [
+            ("vda".to_owned(), own),
+            ("vdb".to_owned(), Policies::default()),
+        ];
+        let new = without_server(XML, "/run/s", &original).unwrap().unwrap();
+        assert!(
+            new.contains("<driver name='qemu' error_policy='report'/><source file='/v/vda'/>"),
+            "{new}"
+        );
+        let chain = "<source file='/v/base'/><backingStore/></backingStore>";
+        assert!(new.contains(chain), "{new}");
+        assert_eq!(without_server(&new, "/run/s", &original).unwrap(), None);
+    }
+
+    #[test]
+    fn what_a_definition_says_about_errors_is_known_again() {
+        let found = policies(XML).unwrap();
+        let stop = Some("stop".to_owned());
+        assert_eq!(found[0], ("vda".to_owned(), Policies([stop.clone(), stop])));
+        let report = Policies([Some("report".to_owned()), None]);
+        assert_eq!(found[1], ("vdb".to_owned(), report));
+    }
+}

@@ -1,0 +1,281 @@
+//! Guests that run from a point at once.
+
+use std::path::PathBuf;
+
+use rustix::process::{Pid, Signal, kill_process};
+use serde_json::Value;
+use virtkeep_tests::{DiskSpec, MIB, Machine, Program, run, text, wait_until};
+
+use crate::guest::{Defined, assert_all_right, booted, in_guest, wait_for_agent};
+use crate::world::{World, id, unique_name};
+
+/// The numbers of the processes that serve recoveries from this repository, the oldest first.
+fn servers(program: &Program) -> Vec<Pid> {
+    let numbers = std::fs::read_dir("/proc").unwrap().filter_map(|entry| {
+        let number = entry.unwrap().file_name().to_str()?.parse::<i32>().ok()?;
+        let words = std::fs::read(format!("/proc/{number}/cmdline")).ok()?;
+        let words = String::from_utf8_lossy(&words).into_owned();
+        let is_ours = words.contains("boot-server") && words.contains(text(program.repo()));
+        is_ours.then_some(number)
+    });
+    let mut numbers: Vec<i32> = numbers.collect();
+    numbers.sort_unstable();
+    numbers.into_iter().filter_map(Pid::from_raw).collect()
+}
+
+fn kill(pids: &[Pid]) {
+    for pid in pids {
+        kill_process(*pid, Signal::KILL).unwrap();
+    }
+}
+
+/// The line of JSON about a recovery that must be there.
+fn status(program: &Program) -> Value {
+    program.ok(&["--json", "boot", "--status"]).line("recovery")
+}
+
+/// Boots a point and leaves its data in the repository; the domain and its directory.
+fn boot(world: &World, point: &str, words: &[&str]) -> (Defined, PathBuf) {
+    let dir = world.path("boot");
+    let name = format!("{}-boot", world.machine.name);
+    let all = [
+        "--json",
+        "boot",
+        point,
+        "--no-pull",
+        "--to",
+        text(&dir),
+        "--name",
+        &name,
+    ];
+    let line = world.program.ok(&[&all[..], words].concat()).line("booted");
+    assert_eq!(line["domain"], *name);
+    (Defined(line["uuid"].as_str().unwrap().to_owned()), dir)
+}
+
+/// Nothing of a recovery is left but the images and the domain.
+fn assert_over(world: &World, uuid: &str) {
+    assert_eq!(servers(&world.program), []);
+    let pins = std::fs::read_dir(world.program.repo().join("pins")).unwrap();
+    assert_eq!(pins.count(), 0);
+    for words in [&["dumpxml", uuid][..], &["dumpxml", "--inactive", uuid]] {
+        let xml = run("virsh", words);
+        assert!(!xml.contains("nbd"), "{xml}");
+    }
+    let said = world.program.ok(&["boot", "--status"]).stdout;
+    assert!(said.contains("No recovery is under way"), "{said}");
+}
+
+#[test]
+fn a_guest_runs_at_once_and_keeps_what_it_writes_while_its_data_moves_in() {
+    let world = booted(&["--busy"]);
+    let machine = &world.machine;
+    wait_until("the guest has written files", || {
+        in_guest(&machine.uuid, "grep -c . /disks/vda/sums || true").trim() >= "5"
+    });
+    let point = world.back_up(&[]);
+    machine.power_off();
+    let original = std::fs::read(&machine.disks()[0].1).unwrap();
+
+    let (clone, dir) = boot(&world, id(&point), &[]);
+    let uuid = &clone.0;
+    wait_for_agent(uuid);
+    let seen = status(&world.program);
+    assert_eq!(seen["state"], "running");
+    assert_eq!(seen["disks"][0]["moved"], 0.0);
+
+    // The one that serves, then both: the guest only waits.
+    let before = servers(&world.program);
+    kill(&before[1..]);
+    in_guest(uuid, "dd if=/dev/vda of=/dev/null bs=1M count=20 2>&1");
+    wait_until("another process serves", || {
+        servers(&world.program).len() == 2
+    });
+    kill(&servers(&world.program));
+    wait_until("nobody serves", || servers(&world.program).is_empty());
+    assert_eq!(status(&world.program)["served"], true);
+    in_guest(
+        uuid,
+        "dd if=/dev/vda of=/dev/null bs=1M skip=20 count=40 2>&1",
+    );
+
+    world.program.ok(&["boot", "--finish"]);
+    assert_over(&world, uuid);
+    assert_all_right(uuid);
+    // On its own, with all that was written since, and without an error ever seen by the guest.
+    run("virsh", &["destroy", uuid]);
+    run("qemu-img", &["check", "-q", text(&dir.join("vda.qcow2"))]);
+    run("virsh", &["start", uuid]);
+    wait_for_agent(uuid);
+    assert_all_right(uuid);
+    assert!(std::fs::read(&machine.disks()[0].1).unwrap() == original);
+}
+
+/// A domain of two disks without an operating system, with a point of it, shut off.
+fn two_disks() -> (World, String) {
+    let world = World::with(|dir| {
+        let disks = [
+            DiskSpec::new("a.qcow2", 64 * MIB),
+            DiskSpec::new("b.qcow2", 40 * MIB + 512),
+        ];
+        Machine::define(dir.path(), &unique_name(), &disks)
+    });
+    world.machine.start_paused();
+    world.machine.write_random(0, 1, 3 * MIB, 9 * MIB);
+    world.machine.write_random(1, 2, 0, 5 * MIB);
+    let point = id(&world.back_up(&[])).to_owned();
+    world.machine.power_off();
+    (world, point)
+}
+
+#[test]
+fn a_recovery_outlives_a_crash_of_the_host_at_any_moment() {
+    let (world, point) = two_disks();
+    let expected = world.now();
+    // The crash comes before anything was moved, or after the pull and before QEMU wrote its tables.
+    for pulled in [false, true] {
+        let (clone, dir) = boot(&world, &point, &[]);
+        let uuid = &clone.0;
+        if pulled {
+            for disk in ["vda", "vdb"] {
+                run("virsh", &["blockpull", uuid, disk, "--wait"]);
+            }
+        }
+        let name = format!("{}-boot", world.machine.name);
+        let pid = std::fs::read_to_string(format!("/run/libvirt/qemu/{name}.pid")).unwrap();
+        kill(&[Pid::from_raw(pid.trim().parse().unwrap()).unwrap()]);
+        kill(&servers(&world.program));
+        wait_until("libvirt sees it", || {
+            run("virsh", &["domstate", uuid]).trim() == "shut off"
+        });
+        world.program.ok(&["boot", "--finish", &name]);
+        assert_over(&world, uuid);
+        world
+            .images
+            .compare(&expected, &dir, "qcow2", "after the crash");
+        drop(clone);
+        std::fs::remove_dir_all(dir).unwrap();
+    }
+}
+
+#[test]
+fn what_a_guest_wrote_before_a_crash_is_there_when_its_recovery_is_finished() {
+    let (world, point) = two_disks();
+    let (clone, dir) = boot(&world, &point, &[]);
+    run("virsh", &["destroy", &clone.0]);
+    // As a guest does that writes and flushes, on a boundary of no cluster.
+    let overlay = dir.join("vda.qcow2");
+    run(
+        "qemu-io",
+        &[
+            "-f",
+            "qcow2",
+            "-c",
+            "write -q -P 0x77 4000k 100k",
+            text(&overlay),
+        ],
+    );
+    world.program.ok(&["boot", "--finish"]);
+    assert_over(&world, &clone.0);
+    let read = "read -q -P 0x77 4000k 100k";
+    run(
+        "qemu-io",
+        &["-f", "qcow2", "-r", "-c", read, text(&overlay)],
+    );
+}
+
+#[test]
+fn an_aborted_recovery_leaves_nothing() {
+    let (world, point) = two_disks();
+    let (clone, dir) = boot(&world, &point, &[]);
+    world
+        .program
+        .run(&["forget", &point])
+        .refused(1, "runs from it");
+    world.program.ok(&["prune", "--exact"]);
+    let again = ["boot", &point, "--to", text(&dir), "--name", "another"];
+    world.program.run(&again).refused(1, "already exists");
+    world.program.run(&["boot", "--abort"]).refused(2, "--yes");
+    world.program.ok(&["boot", "--abort", "--yes"]);
+    assert!(!dir.exists());
+    assert_eq!(servers(&world.program), []);
+    let gone = std::process::Command::new("virsh")
+        .args(["domstate", &clone.0])
+        .output();
+    assert!(!gone.unwrap().status.success());
+    world
+        .program
+        .run(&["boot", "--finish"])
+        .refused(1, "no recovery is under way");
+    world
+        .program
+        .run(&["boot", "--finish", "x"])
+        .refused(1, "no recovery of x");
+}
+
+#[test]
+fn a_guest_that_cannot_start_leaves_nothing() {
+    let (world, point) = two_disks();
+    let (dir, file) = (world.path("boot"), world.path("in-the-way"));
+    std::fs::write(&file, "").unwrap();
+    let words = ["boot", &point, "--to", text(&file)];
+    world.program.run(&words).refused(1, "cannot create");
+    world.machine.virsh("undefine", &["--checkpoints-metadata"]);
+    let words = ["boot", &point, "--as-original", "--to", text(&dir)];
+    world.program.ok(&words);
+    assert_over(&world, &world.machine.uuid);
+    let other = world.path("other");
+    let words = ["boot", &point, "--as-original", "--to", text(&other)];
+    world.program.run(&words).refused(1, "undefine it first");
+    assert!(!other.exists());
+}
+
+#[test]
+fn a_test_boot_is_noted_with_the_point_and_leaves_nothing() {
+    let world = booted(&[]);
+    let point = world.back_up(&[]);
+    world.machine.power_off();
+    let to = world.path("trials");
+    std::fs::create_dir(&to).unwrap();
+    let test = |words: &[&str]| {
+        let all = ["--json", "boot", id(&point), "--test", "--to", text(&to)];
+        let ran = world.program.run(&[&all[..], words].concat());
+        assert_eq!(std::fs::read_dir(&to).unwrap().count(), 0, "{ran:?}");
+        assert_eq!(servers(&world.program), []);
+        (ran.code(), ran.line("boot-test"))
+    };
+    let (code, line) = test(&[]);
+    assert_eq!(
+        (code, &line["passed"]),
+        (Some(0), &Value::Bool(true)),
+        "{line}"
+    );
+    assert!(
+        line["seen"].as_str().unwrap().contains("agent answers"),
+        "{line}"
+    );
+    let (code, line) = test(&["--expect", "guest: up after"]);
+    assert_eq!(
+        (code, &line["passed"]),
+        (Some(0), &Value::Bool(true)),
+        "{line}"
+    );
+    let (code, line) = test(&["--expect", "something else", "--wait", "1"]);
+    assert_eq!(
+        (code, &line["passed"]),
+        (Some(3), &Value::Bool(false)),
+        "{line}"
+    );
+
+    let names = run("virsh", &["list", "--all", "--name"]);
+    assert!(!names.contains("-test-"), "{names}");
+    let shown = world
+        .program
+        .ok(&["--json", "show", id(&point)])
+        .line("point");
+    assert_eq!(shown["boot_tests"].as_array().unwrap().len(), 3);
+    let listed = world.program.ok(&["--json", "list"]).line("point");
+    assert_eq!(listed["boot_tests"][2]["passed"], false);
+    let listed = world.program.ok(&["list"]).stdout;
+    assert!(listed.contains("no sign of life"), "{listed}");
+}
