@@ -238,7 +238,7 @@ mod tests {
             ..PruneReport::default()
         };
         let text = text(&report, false, 0.5);
-        assert!(text.contains("freed 2.0 MiB; 3 points kept"), "{text}");
+        assert!(text.contains("freed 2 MiB; 3 points kept"), "{text}");
         assert!(text.contains("the next prune deletes it"), "{text}");
     }
 }

@@ -19,10 +19,10 @@ use crate::signals;
 /// Mend a damaged repository: its index, and what can be saved of damaged packs
 #[derive(clap::Args, Debug)]
 #[command(after_help = "\
-Builds the index anew when it cannot be used. Then reads every byte. What is good
-in a damaged pack is copied elsewhere; what is lost and still needed is noted, so
-that the next backup that meets the same content stores it again. That heals
-every point it belongs to, and no new point inherits the damage. A damaged
+Builds the index anew when it cannot be used. Then reads every byte. What is
+good in a damaged pack is copied elsewhere; what is lost and still needed is
+noted, so that the next backup that meets the same content stores it again. That
+heals every point it belongs to, and no new point inherits the damage. A damaged
 point record is replaced with the index's copy of it.
 
 Nothing is removed without --yes. Everything else may go on meanwhile; repair
