@@ -47,7 +47,7 @@ fn use_it(file: Vec<u8>, uses: u8) {
     }
     if on(1) {
         sound(index.known(&ids));
-        sound(index.wanted());
+        sound(index.wanted(usize::MAX));
     }
     if on(2) {
         sound(index.points());
