@@ -40,8 +40,9 @@ pub(crate) struct Args {
     #[arg(long, value_name = "TIME", default_value = "7d", value_parser = time)]
     keep_unfinished: Duration,
 
-    /// Leave nothing that no point needs: wait for running backups, copy all that is sparse
-    #[arg(long, conflicts_with_all = ["max_unused", "keep_unfinished"])]
+    /// Leave nothing that no point needs, whatever else is asked for: wait for running backups,
+    /// copy all that is sparse
+    #[arg(long)]
     exact: bool,
 }
 
