@@ -22,6 +22,7 @@ use std::collections::HashSet;
 use crate::format;
 use crate::format::point::POINT_BYTES_MAX;
 use crate::index::Fault;
+use crate::reserve::Reserve;
 use crate::storage::{Folder, ObjectName};
 use crate::{Cancel, Error, Point, PointId, Repository, Result};
 
@@ -51,10 +52,11 @@ impl Repository {
             }
             Ok(())
         })?;
+        let reserve = Reserve::of(self.path());
         for point in points {
-            self.forget_one(*point)?;
+            reserve.with_room(|| self.forget_one(*point))?;
         }
-        self.clear_copies()
+        reserve.with_room(|| self.clear_copies())
     }
 
     /// The forgotten points that prune has not removed yet, oldest first.

@@ -1,13 +1,16 @@
-//! A file of a few mebibytes that holds nothing: room to prune a full file system.
+//! A file of a few mebibytes that holds nothing: room to forget and prune on a full file system.
 //!
-//! To remove packs, the index has to be written, and that takes some space before it gives any. Prune
-//! gives the reserve up when it meets a full file system, and makes it again at its end.
+//! To forget points and to remove packs, records and the index have to be written, and that takes some
+//! space before it gives any. Whoever does so gives the reserve up when he meets a full file system;
+//! prune makes it again at its end.
 
 use std::fs::{self, OpenOptions};
 use std::os::unix::fs::OpenOptionsExt;
 use std::path::{Path, PathBuf};
 
 use rustix::fs::FallocateFlags;
+
+use crate::Result;
 
 /// Its name in the repository.
 pub(crate) const RESERVE: &str = "reserve";
@@ -43,8 +46,16 @@ impl Reserve {
         }
     }
 
+    /// Does something that writes a little; where no space is left, once more without the reserve.
+    pub(crate) fn with_room<T>(&self, work: impl Fn() -> Result<T>) -> Result<T> {
+        match work() {
+            Err(error) if error.is_no_space() && self.give_up() => work(),
+            done => done,
+        }
+    }
+
     /// Gives its room to others; whether there was any.
-    pub(crate) fn give_up(&self) -> bool {
+    fn give_up(&self) -> bool {
         fs::remove_file(&self.0).is_ok()
     }
 }

@@ -331,10 +331,7 @@ impl<'a> Prune<'a> {
 
     /// Does something that writes a little; where no space is left, with the reserve.
     fn with_room<T>(&self, work: impl Fn() -> Result<T>) -> Result<T> {
-        match work() {
-            Err(error) if error.is_no_space() && self.reserve.give_up() => work(),
-            done => done,
-        }
+        self.reserve.with_room(work)
     }
 
     fn wanted(&self) -> Result<HashSet<u64>> {
