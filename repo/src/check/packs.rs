@@ -172,7 +172,10 @@ impl Look<'_> {
         let read = self.chosen.contains(&id);
         let pack = if read { self.read(id) } else { self.table(id) };
         match pack {
-            Ok(pack) => self.compare_with_index(&pack)?,
+            Ok(pack) => {
+                let confirmed = self.found_by_index(&pack)?;
+                self.confirmed.fetch_add(confirmed, Ordering::Relaxed);
+            }
             // A medium that cannot be read any more is damage like any other.
             Err(error @ (Error::Corrupt { .. } | Error::Io { .. })) => {
                 self.damaged(id, reason(&error), good_records(self.store, id)?)?;
@@ -219,33 +222,20 @@ impl Look<'_> {
         Ok(pack)
     }
 
-    /// Everything that a pack holds must be found through the index, here or in another pack.
-    /// Not all of one that was entering the index when its writer was killed: that is no damage, the
-    /// next backup completes it.
-    fn compare_with_index(&self, pack: &FinishedPack) -> Result<()> {
-        let (absent, confirmed) = self.found_by_index(pack)?;
-        self.confirmed.fetch_add(confirmed, Ordering::Relaxed);
-        if absent > 0 && self.state(pack.id)? == Some(PackState::Live) {
-            let what = format!("the index lacks {absent} records of pack {}", pack.id);
-            lock(&self.damage).push(what);
-        }
-        Ok(())
-    }
-
-    /// How many records of a pack the index does not find at all, and how many just where they are.
-    fn found_by_index(&self, pack: &FinishedPack) -> Result<(u64, u64)> {
+    /// How many records of a pack the index finds just where they are.
+    ///
+    /// Those that it does not find at all are no damage: prune drops the id of a record that nothing
+    /// needs, and a copy of it may lie in a pack that is kept. What a point needs and the index
+    /// lacks is told with the point.
+    fn found_by_index(&self, pack: &FinishedPack) -> Result<u64> {
         let ids: Vec<RawId> = pack.entries.iter().map(|entry| entry.id).collect();
-        let (mut absent, mut confirmed) = (0, 0);
-        for (entry, place) in pack.entries.iter().zip(self.store.index.locate(&ids)?) {
-            match place {
-                None => absent += 1,
-                Some(at) if at.pack != pack.id => {}
-                Some(at) => {
-                    confirmed += u64::from((at.offset, at.len) == (entry.offset, entry.len))
-                }
-            }
-        }
-        Ok((absent, confirmed))
+        let places = self.store.index.locate(&ids)?;
+        let confirmed = pack.entries.iter().zip(places).filter(|(entry, place)| {
+            place.is_some_and(|at| {
+                (at.pack, at.offset, at.len) == (pack.id, entry.offset, entry.len)
+            })
+        });
+        Ok(confirmed.count() as u64)
     }
 
     /// An entry of the index that no pack confirms points to a wrong place. Only told where nothing
@@ -271,7 +261,7 @@ impl Look<'_> {
                 Err(Error::Corrupt { .. } | Error::Missing { .. } | Error::Io { .. }) => continue,
                 pack => pack?,
             };
-            confirmed += self.found_by_index(&pack)?.1;
+            confirmed += self.found_by_index(&pack)?;
         }
         let end = self.store.index.read(|view| view.changes())?;
         if start == end && confirmed < end[2] {
