@@ -241,8 +241,14 @@ impl Way {
         match self {
             Self::Truncated => write().set_len(middle).unwrap(),
             Self::BitFlipped => {
-                let byte = fs::read(file).unwrap()[middle as usize];
-                write().write_all_at(&[byte ^ 1], middle).unwrap();
+                let bytes = fs::read(file).unwrap();
+                // A digit of the key stays a digit: that makes another key, not an unreadable one.
+                let stays = |at: &u64| {
+                    let byte = bytes[*at as usize];
+                    !byte.is_ascii_hexdigit() || (byte ^ 1).is_ascii_hexdigit()
+                };
+                let at = (middle..range.end).find(stays).unwrap();
+                write().write_all_at(&[bytes[at as usize] ^ 1], at).unwrap();
             }
             Self::Zeroed => {
                 let zeroes = vec![0; (range.end - range.start) as usize];
