@@ -8,7 +8,7 @@
 //! |---|---|---|
 //! | `VIRTKEEP_SEED` | seed of all random choices | a random one |
 //! | `VIRTKEEP_KILLS` | how many processes are killed | 25 |
-//! | `VIRTKEEP_RACE_SECONDS` | how long processes race | 15 |
+//! | `VIRTKEEP_RACE_SECONDS` | how long processes race | 10 |
 
 #![allow(clippy::unwrap_used, reason = "a failed unwrap is a failed test")]
 

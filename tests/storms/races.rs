@@ -1,14 +1,19 @@
-//! Many processes at once, each doing whatever it likes, against a model of bytes.
+//! Many processes at once, each doing whatever it likes, against a model of bytes; one of them serves
+//! every point over NBD all the time.
 
 use std::collections::BTreeMap;
+use std::path::PathBuf;
+use std::process::Command;
 use std::sync::Mutex;
 use std::thread;
 use std::time::{Duration, Instant};
 
 use blake3::Hash;
 use fastrand::Rng;
+use rustix::process::Signal;
+use virtkeep_tests::{Running, text, wait_until};
 
-use crate::shelf::{Image, Shelf};
+use crate::shelf::{Image, Shelf, hash_of_output};
 use crate::{seed, setting};
 
 /// So many clients.
@@ -23,6 +28,8 @@ const BUSY: i32 = 11;
 struct Model {
     points: BTreeMap<String, Hash>,
     forgotten: BTreeMap<String, Hash>,
+    /// The image that each point is of.
+    images: BTreeMap<String, String>,
 }
 
 #[test]
@@ -31,17 +38,18 @@ fn commands_that_run_at_once_lose_nothing_and_leave_nothing() {
     let dir = tempfile::tempdir().unwrap();
     let shelf = Shelf::new(dir.path(), dir.path());
     let model = Mutex::new(Model::default());
-    let seconds = setting("VIRTKEEP_RACE_SECONDS").unwrap_or(15);
+    let server = Server::start(&shelf, dir.path().join("serve.sock"));
+    let seconds = setting("VIRTKEEP_RACE_SECONDS").unwrap_or(10);
     let end = Instant::now() + Duration::from_secs(seconds);
     let did = Mutex::new(BTreeMap::new());
     let images: Vec<Image> = thread::scope(|scope| {
         let client = |number| {
             let mut random = Rng::with_seed(random.u64(..));
             let mut image = shelf.image(&format!("image{number}"), &mut random);
-            let (shelf, model, did) = (&shelf, &model, &did);
+            let (shelf, server, model, did) = (&shelf, &server, &model, &did);
             scope.spawn(move || {
                 while Instant::now() < end {
-                    let done = act(shelf, model, &mut image, &mut random);
+                    let done = act(shelf, server, model, &mut image, &mut random);
                     *did.lock().unwrap().entry(done).or_insert(0) += 1;
                 }
                 image
@@ -58,6 +66,7 @@ fn commands_that_run_at_once_lose_nothing_and_leave_nothing() {
         did.into_inner().unwrap()
     );
     drop(images);
+    server.stop();
     shelf.assert_sound(&model.points, "after the race");
 
     shelf.program.ok(&["prune", "--max-unused", "0", "--exact"]);
@@ -66,17 +75,26 @@ fn commands_that_run_at_once_lose_nothing_and_leave_nothing() {
 }
 
 /// One command, and its outcome compared with the model.
-fn act(shelf: &Shelf, model: &Mutex<Model>, image: &mut Image, random: &mut Rng) -> &'static str {
+fn act(
+    shelf: &Shelf,
+    server: &Server,
+    model: &Mutex<Model>,
+    image: &mut Image,
+    random: &mut Rng,
+) -> &'static str {
     match random.u8(..100) {
         0..35 => {
             let changes = random.usize(1..400);
             image.change(random, changes);
             let done = shelf.program.ok(&shelf.backup(image)).line("point");
             let point = done["point"].as_str().unwrap().to_owned();
-            model.lock().unwrap().points.insert(point, image.content());
+            let mut model = model.lock().unwrap();
+            model.images.insert(point.clone(), image.name.clone());
+            model.points.insert(point, image.content());
             "backup"
         }
-        35..65 => restore(shelf, model, random),
+        35..50 => restore(shelf, model, random),
+        50..65 => copy_from_server(server, model, random),
         65..77 => forget(shelf, model, random),
         77..80 => undo(shelf, model, random),
         80..92 => {
@@ -110,6 +128,28 @@ fn restore(shelf: &Shelf, model: &Mutex<Model>, random: &mut Rng) -> &'static st
         }
     }
     "restore"
+}
+
+fn copy_from_server(server: &Server, model: &Mutex<Model>, random: &mut Rng) -> &'static str {
+    let chosen = {
+        let model = model.lock().unwrap();
+        choose(&model.points, random).map(|(point, content)| {
+            let image = model.images[&point].clone();
+            (point, content, image)
+        })
+    };
+    let Some((point, content, image)) = chosen else {
+        return "nothing";
+    };
+    match server.read(&image, &point) {
+        Ok(found) => assert_eq!(found, content, "{point} is served as something else"),
+        Err(ran) => {
+            let still_there = model.lock().unwrap().points.contains_key(&point);
+            assert!(!still_there, "{point}: {ran}");
+            return "export of a point forgotten meanwhile";
+        }
+    }
+    "copy from the server"
 }
 
 fn forget(shelf: &Shelf, model: &Mutex<Model>, random: &mut Rng) -> &'static str {
@@ -160,6 +200,47 @@ fn may_be_busy(shelf: &Shelf, words: &[&'static str]) -> &'static str {
         Some(0) => words[0],
         Some(BUSY) => "busy",
         _ => panic!("{words:?}: {ran:?}"),
+    }
+}
+
+/// `virtkeep serve`, for all points.
+struct Server {
+    running: Option<Running>,
+    socket: PathBuf,
+}
+
+impl Server {
+    fn start(shelf: &Shelf, socket: PathBuf) -> Self {
+        let listen = format!("unix:{}", text(&socket));
+        let running = Some(shelf.program.start(&["serve", "--listen", &listen]));
+        wait_until("the server listens", || socket.exists());
+        Self { running, socket }
+    }
+
+    /// What a client reads of a point.
+    fn read(&self, image: &str, point: &str) -> Result<Hash, String> {
+        let socket = text(&self.socket);
+        let uri = format!("nbd+unix:///{image}/disk@{point}?socket={socket}");
+        let mut nbdcopy = Command::new("nbdcopy");
+        hash_of_output(nbdcopy.args([&uri, "-"])).map_err(|ran| format!("{ran:?}"))
+    }
+
+    /// It ends in order when it is asked to.
+    #[track_caller]
+    fn stop(mut self) {
+        let running = self.running.take().unwrap();
+        running.signal(Signal::TERM);
+        let ran = running.wait();
+        assert_eq!(ran.code(), Some(0), "{ran:?}");
+    }
+}
+
+impl Drop for Server {
+    fn drop(&mut self) {
+        if let Some(running) = self.running.take() {
+            running.signal(Signal::KILL);
+            running.wait();
+        }
     }
 }
 

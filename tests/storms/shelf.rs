@@ -3,7 +3,7 @@
 use std::collections::BTreeMap;
 use std::os::unix::fs::FileExt;
 use std::path::{Path, PathBuf};
-use std::process::Stdio;
+use std::process::{Command, Stdio};
 
 use blake3::Hash;
 use fastrand::Rng;
@@ -54,15 +54,7 @@ impl Shelf {
     /// What a point holds, by the program's word; an error of the program where it does not restore.
     pub(crate) fn restore(&self, point: &str) -> Result<Hash, Ran> {
         let words = ["restore", point, "--disk", "disk", "--to", "-"];
-        let mut command = self.program.command(&words);
-        let mut child = command.stderr(Stdio::piped()).spawn().unwrap();
-        let mut hasher = blake3::Hasher::new();
-        hasher.update_reader(child.stdout.take().unwrap()).unwrap();
-        let ran = Ran::from(child.wait_with_output().unwrap());
-        match ran.code() {
-            Some(0) => Ok(hasher.finalize()),
-            _ => Err(ran),
-        }
+        hash_of_output(&mut self.program.command(&words))
     }
 
     /// Fails unless a point restores, and to this.
@@ -98,6 +90,19 @@ impl Shelf {
     #[track_caller]
     pub(crate) fn stats(&self) -> Value {
         self.program.ok(&["--json", "stats"]).line("stats")
+    }
+}
+
+/// Hash of what a command prints, if it succeeds.
+pub(crate) fn hash_of_output(command: &mut Command) -> Result<Hash, Ran> {
+    command.stdout(Stdio::piped()).stderr(Stdio::piped());
+    let mut child = command.spawn().unwrap();
+    let mut hasher = blake3::Hasher::new();
+    hasher.update_reader(child.stdout.take().unwrap()).unwrap();
+    let ran = Ran::from(child.wait_with_output().unwrap());
+    match ran.code() {
+        Some(0) => Ok(hasher.finalize()),
+        _ => Err(ran),
     }
 }
 

@@ -41,6 +41,13 @@ pub struct DiskReader {
     _lease: Option<ReaderLease>,
 }
 
+impl Drop for DiskReader {
+    /// A server that nobody reads from must not hold back the space of what is pruned.
+    fn drop(&mut self) {
+        self.store.storage.let_go();
+    }
+}
+
 /// Takes the bytes of a disk that is being restored. Called from several threads, for ranges that
 /// do not overlap, in any order. The error ends the restore and is reported as `Error::Source`.
 pub trait DiskSink: Sync {

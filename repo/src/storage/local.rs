@@ -38,7 +38,7 @@ struct Shared {
     durable_folders: Mutex<HashSet<PathBuf>>,
 }
 
-/// The files read last.
+/// The files read last. A deleted one takes up its space as long as it is open, so those are let go.
 #[derive(Default)]
 struct OpenFiles {
     files: HashMap<ObjectName, (Arc<dyn OpenFile>, u64)>,
@@ -181,6 +181,10 @@ impl Storage for LocalStorage {
             }
         }
         Ok(())
+    }
+
+    fn let_go(&self) {
+        lock(&self.shared.open_files).files.clear();
     }
 
     fn delete(&self, name: &ObjectName) -> Result<bool> {
@@ -349,11 +353,16 @@ impl OpenFiles {
     fn get(&mut self, name: &ObjectName) -> Option<Arc<dyn OpenFile>> {
         self.clock += 1;
         let (file, used) = self.files.get_mut(name)?;
+        if !is_linked(file) {
+            self.files.remove(name);
+            return None;
+        }
         *used = self.clock;
         Some(Arc::clone(file))
     }
 
     fn insert(&mut self, name: ObjectName, file: Arc<dyn OpenFile>) {
+        self.files.retain(|_, (file, _)| is_linked(file));
         if self.files.len() >= OPEN_FILES_MAX {
             let oldest = self.files.iter().min_by_key(|(_, (_, used))| *used);
             if let Some(oldest) = oldest.map(|(name, _)| *name) {
@@ -362,6 +371,10 @@ impl OpenFiles {
         }
         self.files.insert(name, (file, self.clock));
     }
+}
+
+fn is_linked(file: &Arc<dyn OpenFile>) -> bool {
+    file.is_linked().unwrap_or(true)
 }
 
 #[derive(PartialEq, Eq)]

@@ -116,6 +116,9 @@ pub trait Storage: Send + Sync {
     /// ended when what it did could be seen, and was not durable yet.
     fn settle(&self, folder: Folder) -> Result<()>;
 
+    /// Lets go of what is kept open for further reads: a deleted object takes up its space until then.
+    fn let_go(&self) {}
+
     /// Deletes an object. Durable when it returns. `false` when there was none: a repeated
     /// deletion is no error.
     fn delete(&self, name: &ObjectName) -> Result<bool>;

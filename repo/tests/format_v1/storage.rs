@@ -278,3 +278,38 @@ fn an_object_that_appeared_meanwhile_is_not_replaced_either() {
     assert_eq!(storage.read_whole(&pack(1), 100).unwrap(), b"first");
     assert_eq!(storage.remove_debris().unwrap(), 0);
 }
+
+/// How many deleted files this process keeps open below `directory`.
+fn deleted_open_files(directory: &std::path::Path) -> usize {
+    let descriptors = fs::read_dir("/proc/self/fd").unwrap();
+    let targets = descriptors.filter_map(|entry| fs::read_link(entry.unwrap().path()).ok());
+    let deleted = |target: &std::path::PathBuf| {
+        target.starts_with(directory) && target.to_string_lossy().ends_with(" (deleted)")
+    };
+    targets.filter(deleted).count()
+}
+
+#[test]
+fn a_reader_holds_no_space_of_objects_that_others_deleted() {
+    let (directory, storage) = local();
+    let mut buffer = [0; 4];
+    for number in 1..=3 {
+        storage.put(&pack(number), b"content").unwrap();
+    }
+    for number in 1..=2 {
+        storage.read_at(&pack(number), 0, &mut buffer).unwrap();
+    }
+    for number in 1..=2 {
+        fs::remove_file(storage.path_of(&pack(number))).unwrap();
+    }
+    assert_eq!(deleted_open_files(directory.path()), 2);
+    let gone = storage.read_at(&pack(1), 0, &mut buffer);
+    assert!(matches!(gone, Err(Error::Missing { .. })), "{gone:?}");
+    assert_eq!(deleted_open_files(directory.path()), 1);
+    storage.read_at(&pack(3), 0, &mut buffer).unwrap();
+    assert_eq!(deleted_open_files(directory.path()), 0);
+
+    fs::remove_file(storage.path_of(&pack(3))).unwrap();
+    storage.let_go();
+    assert_eq!(deleted_open_files(directory.path()), 0);
+}
