@@ -418,16 +418,15 @@ fn add_in_slices(
         entries.extend(located.map(|entry| (entry.id, place, entry.offset, entry.len)));
     }
     entries.sort_unstable();
-    let mut numbers: Vec<u32> = Vec::new();
     let mut slices = entries.chunks(slice_len(entries.len(), present)).peekable();
     loop {
         let slice = slices.next().unwrap_or_default();
         let is_last = slices.peek().is_none();
         write(&mut |edit| {
-            if numbers.is_empty() {
-                for pack in packs {
-                    numbers.push(edit.enter_pack(row_of(pack))?);
-                }
+            // Asked for each time: between two slices the index may have been built anew, with other numbers.
+            let mut numbers: Vec<u32> = Vec::with_capacity(packs.len());
+            for pack in packs {
+                numbers.push(edit.enter_pack(row_of(pack))?);
             }
             edit.add_entries(slice.iter().map(|(id, place, offset, len)| Entry {
                 id: *id,

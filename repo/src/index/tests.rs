@@ -184,6 +184,32 @@ fn a_batch_larger_than_a_slice_is_added_whole() {
 }
 
 #[test]
+fn a_batch_that_goes_on_in_an_index_built_anew_points_to_its_own_packs() {
+    let dir = tempfile::tempdir().unwrap();
+    let index = create(dir.path());
+    let many = 2 * SLICE_ENTRIES_MAX as u64;
+    let (new, others) = (pack(1, 0..many), pack(2, [many]));
+    let ids: Vec<RawId> = (0..many).map(id).collect();
+    let mut slices = 0;
+    add_in_slices(std::slice::from_ref(&new), 0, |slice| {
+        slices += 1;
+        if slices == 2 {
+            let rebuild = index.start_rebuild()?;
+            rebuild.add_packs(std::slice::from_ref(&others))?;
+            rebuild.publish(|edit| {
+                edit.add_packs(std::slice::from_ref(&new))?;
+                edit.want(&ids)
+            })?;
+        }
+        index.write(slice)
+    })
+    .unwrap();
+    assert_eq!(slices, 2);
+    let expected: Vec<Option<Location>> = (0..many).map(|n| at(&new, n as u32)).collect();
+    assert!(index.locate(&ids).unwrap() == expected);
+}
+
+#[test]
 fn a_slice_shrinks_as_the_index_grows_but_a_pack_stays_in_one() {
     assert_eq!(slice_len(1 << 20, 0), SLICE_ENTRIES_MAX);
     assert_eq!(slice_len(1 << 20, 1 << 20), SLICE_ENTRIES_MAX);

@@ -108,7 +108,11 @@ pub(super) struct Marked {
     points: HashSet<PointId>,
     /// Pinned points of which there is no record, forgotten or not.
     vanished: HashSet<PointId>,
-    targets: HashSet<RawId>,
+    /// What points need.
+    needed: HashSet<RawId>,
+    /// What only leases and pins relied on. Something of it may be gone, and be there again when a point
+    /// needs it: then it is marked once more.
+    relied_on: HashSet<RawId>,
 }
 
 /// Roots that are to be marked.
@@ -147,7 +151,10 @@ impl Marked {
             leased.extend(roots.disks.iter().copied().map(Target::Disk));
             leased.extend(roots.files.iter().copied().map(Target::Piece));
         }
-        leased.retain(|target| !self.targets.contains(&target.id()));
+        leased.retain(|target| {
+            let id = target.id();
+            !self.needed.contains(&id) && !self.relied_on.contains(&id)
+        });
         Unmarked {
             points: points.copied().collect(),
             leased,
@@ -162,22 +169,27 @@ impl Marked {
         unmarked: &Unmarked,
     ) -> Result<[(Absence, Vec<Target>); 2]> {
         let (mut needed, mut relied_on) = (Vec::new(), Vec::new());
+        let mut leased = unmarked.leased.clone();
         for ids in unmarked.points.chunks(RECORDS_AT_ONCE) {
             self.vanished.extend(ids);
             for (id, roots, absence) in load(repo, ids)? {
                 self.vanished.remove(&id);
                 self.points.insert(id);
-                let targets = match absence {
-                    Absence::IsDamage => &mut needed,
-                    Absence::IsLoss => &mut relied_on,
-                };
                 let disks = roots.disks.into_iter().map(Target::Disk);
-                let new = disks.chain(roots.files.into_iter().map(Target::Piece));
-                targets.extend(new.filter(|target| self.targets.insert(target.id())));
+                let targets = disks.chain(roots.files.into_iter().map(Target::Piece));
+                match absence {
+                    Absence::IsDamage => {
+                        needed.extend(targets.filter(|target| self.needed.insert(target.id())));
+                    }
+                    Absence::IsLoss => leased.extend(targets),
+                }
             }
         }
-        let leased = unmarked.leased.iter().copied();
-        relied_on.extend(leased.filter(|target| self.targets.insert(target.id())));
+        let new = leased.into_iter().filter(|target| {
+            let id = target.id();
+            !self.needed.contains(&id) && self.relied_on.insert(id)
+        });
+        relied_on.extend(new);
         Ok([(Absence::IsDamage, needed), (Absence::IsLoss, relied_on)])
     }
 }

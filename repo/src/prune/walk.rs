@@ -4,6 +4,9 @@
 //! again: points share most of theirs. The nodes visited are remembered by their whole ids, since to
 //! take one for another would lose what is below it; when there are too many, remembering starts anew,
 //! which costs time only.
+//!
+//! Invariant: everything below a visited node has been reached. So a walk in which something was lost
+//! leaves nothing behind: what is lost may be stored anew, and be needed by somebody who comes later.
 
 use std::collections::HashSet;
 
@@ -58,6 +61,8 @@ pub(super) struct Walker<'a> {
     store: &'a Store,
     cancel: &'a Cancel,
     visited: HashSet<NodeId>,
+    /// Visited by this walk, in which something may turn out to be lost.
+    doubtful: HashSet<NodeId>,
     visited_max: usize,
 }
 
@@ -68,6 +73,7 @@ impl<'a> Walker<'a> {
             store,
             cancel,
             visited: HashSet::new(),
+            doubtful: HashSet::new(),
             visited_max,
         }
     }
@@ -92,6 +98,7 @@ impl<'a> Walker<'a> {
             .filter(|target| matches!(target, Target::Disk(_)))
             .map(|target| target.id())
             .collect();
+        let mut whole = true;
         for disks in disks.chunks(NODES_AT_ONCE) {
             let mut pending: Vec<(NodeId, u8)> = Vec::new();
             for (id, encoded) in self.read(RecordKind::Root, disks, absence)? {
@@ -99,18 +106,24 @@ impl<'a> Walker<'a> {
                     .map_err(|damage| damage.at(format!("disk root {id}")))?;
                 pending.extend(root.top.map(|top| (top, Shape::of(&root).height() - 1)));
             }
-            self.walk_nodes(pending, absence, reach)?;
+            whole &= self.walk_nodes(pending, absence, reach)?;
+        }
+        let doubtful = std::mem::take(&mut self.doubtful);
+        if whole && self.visited.len() + doubtful.len() <= self.visited_max {
+            self.visited.extend(doubtful);
         }
         Ok(())
     }
 
-    /// Walks from the last to the first, so that what is pending stays little.
+    /// Walks from the last to the first, so that what is pending stays little. Answers whether all nodes
+    /// were there.
     fn walk_nodes(
         &mut self,
         mut pending: Vec<(NodeId, u8)>,
         absence: Absence,
         reach: &mut dyn Reach,
-    ) -> Result<()> {
+    ) -> Result<bool> {
+        let mut whole = true;
         let mut levels = std::collections::HashMap::new();
         while !pending.is_empty() {
             self.cancel.check()?;
@@ -118,20 +131,14 @@ impl<'a> Walker<'a> {
             let batch = pending.split_off(pending.len().saturating_sub(NODES_AT_ONCE));
             let mut ids = Vec::with_capacity(batch.len());
             for (id, level) in batch {
-                if self.visit(id) {
+                if self.visit(id, absence) {
                     levels.insert(id.raw(), level);
                     ids.push(id.raw());
                 }
             }
             reach.reach(&ids)?;
             let read = self.read(RecordKind::Node, &ids, absence)?;
-            if read.len() < ids.len() {
-                // Somebody else may need those that are lost, and has to be told then.
-                let there: HashSet<RawId> = read.iter().map(|(id, _)| *id).collect();
-                for id in ids.iter().filter(|id| !there.contains(id)) {
-                    self.visited.remove(&NodeId::from_raw(*id));
-                }
-            }
+            whole &= read.len() == ids.len();
             for (id, encoded) in read {
                 let what = || format!("manifest node {id}");
                 let node = Node::decode(&encoded, self.store.fan_out)
@@ -157,15 +164,20 @@ impl<'a> Walker<'a> {
                 }
             }
         }
-        Ok(())
+        Ok(whole)
     }
 
     /// Whether the node was not visited before.
-    fn visit(&mut self, id: NodeId) -> bool {
-        if self.visited.len() >= self.visited_max {
-            self.visited.clear();
+    fn visit(&mut self, id: NodeId, absence: Absence) -> bool {
+        let visited = match absence {
+            Absence::IsDamage => &mut self.visited,
+            Absence::IsLoss if self.visited.contains(&id) => return false,
+            Absence::IsLoss => &mut self.doubtful,
+        };
+        if visited.len() >= self.visited_max {
+            visited.clear();
         }
-        self.visited.insert(id)
+        visited.insert(id)
     }
 
     /// The verified records with these ids; without those that are lost, where that is no damage.

@@ -3,21 +3,28 @@
 //! The order: copies are durable; then the index finds the records there; then what is left in the
 //! damaged pack, and is not wanted, is found no more, so that no backup relies on it; then the pack is
 //! condemned. It stays until prune finds that nothing needs it, or is removed here on request.
+//!
+//! A medium that could not be read may be read the next time, and rights may be given back: of a pack
+//! where that happened nothing is dropped, and it is not removed, not even on request.
 
-use std::collections::HashMap;
+use std::collections::{HashMap, HashSet};
 
 use super::damaged;
 use crate::check::packs::records_of;
 use crate::check::{Health, PackHealth};
 use crate::format::pack::{FinishedPack, PackEntry, PackWriter, read_table};
 use crate::format::record;
+use crate::format::walk::{Found, walk};
 use crate::index::{Move, PackNumber, PackRow, View};
 use crate::storage::ObjectName;
 use crate::store::Store;
-use crate::{Cancel, LeaseId, PackId, PackKind, RawId, Repository, Result};
+use crate::{Cancel, Error, LeaseId, PackId, PackKind, RawId, Repository, Result};
 
 /// Entries of the index that are looked through under one hold of its lock.
 const SCAN: usize = 16 << 10;
+
+/// Ids that become wanted in one transaction.
+const WANTED_AT_ONCE: usize = 4096;
 
 /// What came of it.
 #[derive(Default)]
@@ -43,20 +50,26 @@ pub(super) fn salvage(
     };
     let rows = store.index.read(View::numbered_packs)?;
     let is_damaged = |row: &PackRow| health.get(&row.id).is_some_and(PackHealth::is_damaged);
-    let hurt: Vec<(PackNumber, PackRow)> = rows
+    let mut hurt: Vec<(PackNumber, PackRow)> = rows
         .into_iter()
         .filter(|(_, row)| is_damaged(row))
         .collect();
     let mut gone = Vec::new();
+    let mut unread: HashSet<PackNumber> = HashSet::new();
     for (number, row) in &hurt {
         cancel.check()?;
         match store.storage.len(&ObjectName::Pack(row.id)) {
             Ok(None) => gone.push((*number, row.id)),
-            _ => copier.copy_from(row.id, &good_entries(store, row.id, &health[&row.id])?)?,
+            _ => {
+                if !copier.copy_from(row.id)? {
+                    unread.insert(*number);
+                }
+            }
         }
     }
     copier.finish()?;
     let records = copier.records;
+    hurt.retain(|(number, _)| !unread.contains(number));
 
     let removed: Vec<(PackNumber, PackId)> = if remove {
         hurt.iter().map(|(number, row)| (*number, row.id)).collect()
@@ -148,6 +161,35 @@ pub(super) fn good_entries(
     }
 }
 
+/// The records of a pack, good or not, as far as they can be told; and whether the medium could be read.
+fn entries_of(store: &Store, id: PackId) -> Result<(Vec<PackEntry>, bool)> {
+    match read_table(&*store.storage, id, &store.keys) {
+        Ok(pack) => return Ok((pack.entries, true)),
+        Err(Error::Io { .. }) => return Ok((Vec::new(), false)),
+        Err(error) if error.is_damage() => {}
+        Err(error) => return Err(error),
+    }
+    let mut entries = Vec::new();
+    let walked = walk(&*store.storage, id, &store.keys, &mut |found| {
+        if let Found::Record { entry, .. } = found {
+            entries.push(entry);
+        }
+        Ok(())
+    });
+    match walked {
+        Err(error) if !error.is_damage() => Err(error),
+        walked => Ok((entries, !matches!(walked, Err(Error::Io { .. })))),
+    }
+}
+
+/// Why a record was not copied.
+enum Unread {
+    /// It is damaged, or the medium is.
+    Bad(Error),
+    /// Something else went wrong: the repair ends.
+    Failed(Error),
+}
+
 /// Copies records as they are sealed, each verified, into new packs of their kind.
 struct Copier<'a> {
     store: &'a Store,
@@ -158,20 +200,33 @@ struct Copier<'a> {
 }
 
 impl Copier<'_> {
-    /// Copies those of the records that the index finds in this pack.
-    fn copy_from(&mut self, pack: PackId, entries: &[PackEntry]) -> Result<()> {
+    /// Copies the good ones of the records that the index finds in this pack; the others become wanted,
+    /// whatever was found of them before. Answers whether all of the pack could be read.
+    fn copy_from(&mut self, pack: PackId) -> Result<bool> {
+        let (entries, mut readable) = entries_of(self.store, pack)?;
         let ids: Vec<RawId> = entries.iter().map(|entry| entry.id).collect();
         let places = self.store.index.locate(&ids)?;
+        let mut bad = Vec::new();
         for (entry, place) in entries.iter().zip(places) {
             let is_here = place.is_some_and(|at| (at.pack, at.offset) == (pack, entry.offset));
             if is_here {
-                self.copy(pack, entry)?;
+                match self.copy(pack, entry) {
+                    Ok(()) => {}
+                    Err(Unread::Bad(error)) => {
+                        readable &= !matches!(error, Error::Io { .. });
+                        bad.push(entry.id);
+                    }
+                    Err(Unread::Failed(error)) => return Err(error),
+                }
             }
         }
-        Ok(())
+        for bad in bad.chunks(WANTED_AT_ONCE) {
+            self.store.index.write(|edit| edit.want(bad))?;
+        }
+        Ok(readable)
     }
 
-    fn copy(&mut self, from: PackId, entry: &PackEntry) -> Result<()> {
+    fn copy(&mut self, from: PackId, entry: &PackEntry) -> Result<(), Unread> {
         let mut sealed = vec![0; entry.len as usize];
         let name = ObjectName::Pack(from);
         let read = self
@@ -183,10 +238,14 @@ impl Copier<'_> {
                 .map_err(|damage| damage.at(format!("record {}", entry.id)))
         });
         match opened {
-            // It was good a moment ago. What needs it is told by the walk that follows.
-            Err(error) if error.is_damage() => return Ok(()),
-            opened => drop(opened?),
+            Err(error) if error.is_damage() => Err(Unread::Bad(error)),
+            opened => opened
+                .and_then(|_| self.append(from, entry, &sealed))
+                .map_err(Unread::Failed),
         }
+    }
+
+    fn append(&mut self, from: PackId, entry: &PackEntry, sealed: &[u8]) -> Result<()> {
         let kind = PackKind::holding(entry.kind);
         let (writer, origins) = match self.open.entry(kind) {
             std::collections::hash_map::Entry::Occupied(open) => open.into_mut(),
@@ -197,7 +256,7 @@ impl Copier<'_> {
                 place.insert((writer, Vec::new()))
             }
         };
-        writer.append(entry.kind, entry.id, &sealed)?;
+        writer.append(entry.kind, entry.id, sealed)?;
         origins.push(from);
         self.records += 1;
         if writer.bytes() >= self.store.pack_bytes_target

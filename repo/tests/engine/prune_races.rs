@@ -4,9 +4,11 @@ use std::fs;
 use std::sync::{Arc, Mutex};
 
 use virtkeep_repo::config::Config;
-use virtkeep_repo::format::pack::PackWriter;
+use virtkeep_repo::format::geometry::FanOut;
+use virtkeep_repo::format::node::Node;
+use virtkeep_repo::format::pack::{PackWriter, read_table};
 use virtkeep_repo::format::record;
-use virtkeep_repo::index::{FileGate, Identity, Index, LocalFiles};
+use virtkeep_repo::index::{FileGate, Identity, Index, LocalFiles, View};
 use virtkeep_repo::lease::{LeaseStore, Roots};
 use virtkeep_repo::prune::Prune;
 use virtkeep_repo::storage::{LocalStorage, ObjectName, Storage};
@@ -270,6 +272,61 @@ fn index_of(repo: &Repository) -> Index {
         },
     )
     .unwrap()
+}
+
+/// Makes the index find none of the leaves in packs that are not among `before`.
+fn lose_leaves(repo: &Repository, before: &[PackId]) {
+    let text = fs::read_to_string(repo.path().join("config.toml")).unwrap();
+    let keys = Config::parse(&text, repo.path()).unwrap().keys();
+    let (storage, index) = (LocalStorage::new(repo.path()), index_of(repo));
+    let mut leaves = Vec::new();
+    for (number, row) in index.read(View::numbered_packs).unwrap() {
+        if row.kind != PackKind::Meta || before.contains(&row.id) {
+            continue;
+        }
+        for entry in read_table(&storage, row.id, &keys).unwrap().entries {
+            let mut sealed = vec![0; entry.len as usize];
+            let name = ObjectName::Pack(row.id);
+            let offset = entry.offset.into();
+            storage.read_at(&name, offset, &mut sealed).unwrap();
+            let raw = record::open(&keys, entry.kind, entry.id, &sealed).unwrap();
+            let node = Node::decode(&raw, FanOut::DEFAULT);
+            if entry.kind == RecordKind::Node && node.unwrap().level == 0 {
+                leaves.push((entry.id, number));
+            }
+        }
+    }
+    assert!(!leaves.is_empty());
+    leaves.sort_unstable();
+    index.drop_located(&leaves).unwrap();
+}
+
+#[test]
+fn what_a_reader_of_a_forgotten_point_misses_is_kept_for_the_backup_that_stores_it_anew() {
+    let (_dir, repo) = small();
+    let history = other(&repo);
+    let before: Vec<PackId> = index_of(&repo)
+        .packs()
+        .unwrap()
+        .iter()
+        .map(|row| row.id)
+        .collect();
+    let (mut disk, forgotten) = garbage(&repo);
+    let _reader = repo.read_disk(&forgotten, &forgotten.disks[0]).unwrap();
+    lose_leaves(&repo, &before);
+
+    let cancel = Cancel::new();
+    let mut pruning = begin(&repo, &cancel);
+    pruning.mark().unwrap();
+    let unused = pruning.unused();
+    let point = backup(&repo, &disk.whole(), None);
+    assert_eq!(point.disks[0].stats.new_chunks, 0, "all of it was found");
+    pruning.condemn(&unused).unwrap();
+    pruning.settle().unwrap();
+    pruning.finish().unwrap();
+    assert!(restore(&repo, &point) == disk.bytes);
+    history.assert_restores(&repo);
+    assert_clean(&repo);
 }
 
 /// A pack with one chunk that the index has not been told of.

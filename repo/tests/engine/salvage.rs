@@ -1,13 +1,22 @@
 //! Saving what can be saved of a damaged disk.
 
 use std::fs;
+use std::io;
 use std::os::unix::fs::FileExt;
+use std::path::Path;
+use std::sync::Arc;
+use std::sync::atomic::{AtomicI64, Ordering};
 
+use virtkeep_repo::index::LocalFiles;
+use virtkeep_repo::pin::PinStore;
+use virtkeep_repo::storage::{Folder, LocalStorage, ObjectName, ObjectWriter, Storage};
 use virtkeep_repo::{
-    ByteLen, Cancel, DiskOffset, Error, InitOptions, NoProgress, Point, Repository,
+    ByteLen, Cancel, DiskOffset, Env, Error, InitOptions, NoProgress, OpenOptions, PackId, Parts,
+    Point, RepairOptions, Repository, Result,
 };
 
 use crate::disk::{MemoryDisk, MemorySink, backup, repository};
+use crate::prune::{Quiet, noise, now, prune};
 
 /// A disk of 40 MiB in chunks of 4 KiB, all of them different: three levels of nodes.
 fn disk() -> MemoryDisk {
@@ -156,4 +165,102 @@ fn packs(repo: &Repository) -> Vec<std::path::PathBuf> {
         .flat_map(|folder| fs::read_dir(folder.unwrap().path()).unwrap())
         .map(|file| file.unwrap().path())
         .collect()
+}
+
+/// A medium that cannot read one of its packs any more after some reads, until it is told to.
+struct Flaky {
+    inner: LocalStorage,
+    pack: ObjectName,
+    reads_left: AtomicI64,
+}
+
+impl Storage for Flaky {
+    fn create(&self, name: &ObjectName) -> Result<Box<dyn ObjectWriter>> {
+        self.inner.create(name)
+    }
+
+    fn read_at(&self, name: &ObjectName, offset: u64, buffer: &mut [u8]) -> Result<()> {
+        if *name == self.pack && self.reads_left.fetch_sub(1, Ordering::SeqCst) <= 0 {
+            return Err(Error::Io {
+                verb: "read",
+                path: self.inner.path_of(name),
+                offset: Some(offset),
+                source: io::Error::from_raw_os_error(5),
+            });
+        }
+        self.inner.read_at(name, offset, buffer)
+    }
+
+    fn len(&self, name: &ObjectName) -> Result<Option<u64>> {
+        self.inner.len(name)
+    }
+
+    fn list(&self, folder: Folder) -> Result<Vec<ObjectName>> {
+        self.inner.list(folder)
+    }
+
+    fn settle(&self, folder: Folder) -> Result<()> {
+        self.inner.settle(folder)
+    }
+
+    fn delete(&self, name: &ObjectName) -> Result<bool> {
+        self.inner.delete(name)
+    }
+
+    fn remove_debris(&self) -> Result<u64> {
+        self.inner.remove_debris()
+    }
+}
+
+fn on_flaky(path: &Path, pack: &Path) -> (Repository, Arc<Flaky>) {
+    let name = pack.file_stem().unwrap().to_str().unwrap();
+    let pack: PackId = name.parse().unwrap();
+    let storage = Arc::new(Flaky {
+        inner: LocalStorage::new(path),
+        pack: ObjectName::Pack(pack),
+        reads_left: AtomicI64::new(i64::MAX),
+    });
+    let parts = Parts {
+        storage: Arc::clone(&storage) as Arc<dyn Storage>,
+        index: Arc::new(LocalFiles::new(path)),
+        pins: PinStore::new(&path.join("pins"), Env::system()),
+        directory: path.to_owned(),
+    };
+    let repo = Repository::open_on(parts, &OpenOptions::default(), Env::system()).unwrap();
+    (repo, storage)
+}
+
+#[test]
+fn a_medium_that_fails_while_a_pack_is_mended_costs_no_record_that_can_be_read_later() {
+    for reads in [0, 1, 2, 3, 4, 5, 6, 8, 10, 12, 15, 20] {
+        for remove in [false, true] {
+            let (_dir, repo) = repository(&small_chunks());
+            let mut disk = MemoryDisk::new(64 << 10);
+            disk.write(0, &noise(1, 64 << 10));
+            let point = backup(&repo, &disk.whole(), None);
+            let data = packs(&repo)
+                .into_iter()
+                .find(|path| fs::read(path).unwrap()[10] == 1)
+                .unwrap();
+            // In the content of the second chunk.
+            spoil(&data, 6000);
+
+            let (repo, medium) = on_flaky(repo.path(), &data);
+            let cancel = Cancel::new();
+            let options = RepairOptions {
+                remove,
+                ..RepairOptions::default()
+            };
+            medium.reads_left.store(reads, Ordering::SeqCst);
+            repo.repair(options, &Quiet, &cancel).unwrap();
+            medium.reads_left.store(i64::MAX, Ordering::SeqCst);
+            prune(&repo, now());
+            repo.repair(options, &Quiet, &cancel).unwrap();
+            prune(&repo, now());
+
+            let (bytes, lost) = salvage(&repo, &point, 0, 64 << 10);
+            assert_eq!(lost, [(4096, 8192)], "{reads} reads, remove: {remove}");
+            assert!(bytes[8192..] == disk.bytes[8192..]);
+        }
+    }
 }
