@@ -232,7 +232,7 @@ fn on_flaky(path: &Path, pack: &Path) -> (Repository, Arc<Flaky>) {
 
 #[test]
 fn a_medium_that_fails_while_a_pack_is_mended_costs_no_record_that_can_be_read_later() {
-    for reads in [0, 1, 2, 3, 4, 5, 6, 8, 10, 12, 15, 20] {
+    for reads in [0, 8, 20] {
         for remove in [false, true] {
             let (_dir, repo) = repository(&small_chunks());
             let mut disk = MemoryDisk::new(64 << 10);
