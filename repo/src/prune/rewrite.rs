@@ -20,8 +20,8 @@ use crate::{Error, LeaseId, PackId, PackKind, RawId, Result};
 /// Bytes copied before the old packs are given up, so that prune needs little room.
 const BATCH_BYTES: u64 = 1 << 30;
 
-/// Records in the packs of a batch, 9 bytes of memory each.
-const BATCH_RECORDS: u64 = 4 << 20;
+/// Records in the packs of a batch, some 130 bytes of memory each while they move.
+const BATCH_RECORDS: u64 = 512 << 10;
 
 /// Bytes that are read and verified at once.
 const RUN_BYTES_MAX: u32 = 8 << 20;
