@@ -213,7 +213,8 @@ impl Repository {
         Ok(len.is_some())
     }
 
-    fn is_forgotten(&self, id: PointId) -> Result<bool> {
+    /// Whether there is a record of the point in `forgotten/`.
+    pub(crate) fn is_forgotten(&self, id: PointId) -> Result<bool> {
         let len = self.store().storage.len(&ObjectName::Forgotten(id))?;
         Ok(len.is_some())
     }

@@ -113,11 +113,9 @@ impl Repository {
         let packs = packs::check(self, options.read_data, progress, cancel)?;
         let mut report = packs.report;
         let lost = self.lost_records()?.into_iter();
-        report.damage.extend(
-            lost.map(|id| {
-                format!("the record of point {id} is lost, though nobody has forgotten it")
-            }),
-        );
+        report.damage.extend(lost.map(|(id, _)| {
+            format!("the record of point {id} is lost, though nobody has forgotten it")
+        }));
         report.damage.iter().for_each(|what| progress.damage(what));
         self.check_points(
             &points,

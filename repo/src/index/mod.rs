@@ -310,12 +310,14 @@ impl Index {
         Ok(stats)
     }
 
-    /// Makes the cache of points hold exactly the records that exist. `present` are the names found in
-    /// `points/`; `load` reads a record, and answers none when there is none any more.
+    /// Makes the cache of points hold the records that exist. `present` are the names found in `points/`;
+    /// `load` reads a record, and answers none when there is none any more. What nobody has `forgotten`
+    /// and is gone all the same stays cached: it is all that is left of that record.
     pub fn reconcile_points(
         &self,
         present: &[PointId],
         load: impl Fn(PointId) -> Result<Option<Vec<u8>>>,
+        forgotten: impl Fn(PointId) -> Result<bool>,
     ) -> Result<()> {
         let mut cached: Vec<PointId> = self.points()?.into_iter().map(|(id, _)| id).collect();
         cached.sort_unstable();
@@ -330,7 +332,7 @@ impl Index {
         let mut gone = Vec::new();
         for id in cached {
             // One that was committed after `present` was listed is here, and can be loaded.
-            if present.binary_search(&id).is_err() && load(id)?.is_none() {
+            if present.binary_search(&id).is_err() && load(id)?.is_none() && forgotten(id)? {
                 gone.push(id);
             }
         }

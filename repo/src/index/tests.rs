@@ -254,9 +254,10 @@ fn the_cache_of_points_follows_the_records() {
     index.put_point(point(1), b"one").unwrap();
     index.put_point(point(2), b"two").unwrap();
     index.put_point(point(3), b"three").unwrap();
+    index.put_point(point(6), b"six").unwrap();
 
     // 2 was forgotten, 3 committed after the listing, 4 committed by one killed before its index row,
-    // 5 forgotten after the listing.
+    // 5 forgotten after the listing; the record of 6 is lost.
     let load = |id: PointId| {
         Ok(match id {
             id if id == point(3) => Some(b"three".to_vec()),
@@ -265,13 +266,16 @@ fn the_cache_of_points_follows_the_records() {
         })
     };
     index
-        .reconcile_points(&[point(5), point(4), point(1)], load)
+        .reconcile_points(&[point(5), point(4), point(1)], load, |id| {
+            Ok(id == point(2))
+        })
         .unwrap();
     let points = index.points().unwrap();
     let expected = [
         (point(1), &b"one"[..]),
         (point(3), b"three"),
         (point(4), b"four"),
+        (point(6), b"six"),
     ];
     assert_eq!(points, expected.map(|(id, record)| (id, record.to_vec())));
 

@@ -26,6 +26,7 @@ impl Prune<'_> {
             // from a power failure after its packs have gone.
             self.store.storage.settle(Folder::Points)?;
         }
+        self.repo.check_no_record_lost()?;
         let young = self.young_unfinished()?;
         let unmarked = self.marked.missing(&listing);
         let walks = self.marked.take(self.repo, &unmarked).map_err(unprunable)?;

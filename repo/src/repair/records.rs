@@ -53,39 +53,54 @@ impl Repository {
                 None => {}
             }
         }
-        for id in lost {
-            let Some(record) = cached.get(&id) else {
-                continue;
-            };
-            let Ok(point) = point::decode(record, id, &self.store().keys) else {
-                continue;
-            };
-            // One that was forgotten and pruned lacks something; of that only the row is left over.
-            match self.check_all_there(&point, &Cancel::new()) {
-                Ok(()) => {
-                    self.put_back(id, record)?;
-                    report.points_healed.push(id);
-                }
-                Err(error) if error.is_damage() || matches!(error, Error::Pruned { .. }) => {}
-                Err(error) => return Err(error),
+        for (id, record) in lost {
+            if self.is_whole(id, &record)? {
+                self.put_back(id, &record)?;
+                report.points_healed.push(id);
             }
         }
         Ok(())
     }
 
-    /// The points that the index remembers, and that have neither a record nor were forgotten.
-    pub(crate) fn lost_records(&self) -> Result<Vec<PointId>> {
+    /// Refuses when a record is lost that `repair` can put back: what its point needs would look unused.
+    pub(crate) fn check_no_record_lost(&self) -> Result<()> {
+        for (id, record) in self.lost_records()? {
+            if self.is_whole(id, &record)? {
+                let why =
+                    format!("the record of point {id} is lost, though nobody has forgotten it");
+                return Err(Error::Unprunable { why });
+            }
+        }
+        Ok(())
+    }
+
+    /// Whether this is the record of a point of which everything is there. One that was forgotten and
+    /// pruned lacks something; of that only the row is left over.
+    fn is_whole(&self, id: PointId, record: &[u8]) -> Result<bool> {
+        let Ok(point) = point::decode(record, id, &self.store().keys) else {
+            return Ok(false);
+        };
+        match self.check_all_there(&point, &Cancel::new()) {
+            Ok(()) => Ok(true),
+            Err(error) if error.is_damage() || matches!(error, Error::Pruned { .. }) => Ok(false),
+            Err(error) => Err(error),
+        }
+    }
+
+    /// The points that the index remembers, and that have neither a record nor were forgotten; with what
+    /// the index holds of their records.
+    pub(crate) fn lost_records(&self) -> Result<Vec<(PointId, Vec<u8>)>> {
         let storage = &self.store().storage;
         self.store().index.read(|view| {
             let mut lost = Vec::new();
-            for (id, _) in view.points()? {
+            for (id, record) in view.points()? {
                 let places = [ObjectName::Point(id), ObjectName::Forgotten(id)];
                 let mut there = false;
                 for place in places {
                     there |= storage.len(&place)?.is_some();
                 }
                 if !there {
-                    lost.push(id);
+                    lost.push((id, record));
                 }
             }
             Ok(lost)

@@ -67,7 +67,7 @@ impl Repository {
     }
 
     /// Makes the index's cache of points hold the records there are, after somebody was killed between
-    /// the one and the other.
+    /// the one and the other. What it holds of a record that is lost stays, for `repair`.
     fn reconcile_points(&self) -> Result<()> {
         let names = self.store.storage.list(Folder::Points)?;
         let present: Vec<PointId> = names
@@ -77,11 +77,11 @@ impl Repository {
                 _ => None,
             })
             .collect();
-        self.store
-            .index
-            .reconcile_points(&present, |id| match self.record(id) {
-                Err(Error::NoSuchPoint { .. }) => Ok(None),
-                record => record.map(Some),
-            })
+        let load = |id| match self.record(id) {
+            Err(Error::NoSuchPoint { .. }) => Ok(None),
+            record => record.map(Some),
+        };
+        let index = &self.store.index;
+        index.reconcile_points(&present, load, |id| self.is_forgotten(id))
     }
 }

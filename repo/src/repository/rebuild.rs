@@ -16,7 +16,8 @@ use crate::index::{Edit, Fault};
 use crate::storage::{Folder, ObjectName};
 use crate::store::Store;
 use crate::{
-    Cancel, CheckProgress, Env, Error, LeaseId, MaintenanceLock, PackId, PackKind, RawId, Result,
+    Cancel, CheckProgress, Env, Error, LeaseId, MaintenanceLock, PackId, PackKind, PointId, RawId,
+    Result,
 };
 
 /// Entries gathered before they are added.
@@ -42,6 +43,8 @@ pub struct RebuildReport {
 struct Memory {
     epoch: u64,
     wanted: Vec<RawId>,
+    /// Records that are nowhere else, though nobody has forgotten their points.
+    lost: Vec<(PointId, Vec<u8>)>,
 }
 
 impl Repository {
@@ -119,6 +122,9 @@ impl Repository {
             }
             edit.add_packs(&late)?;
             report.add_points(store, edit, &mut points)?;
+            for (id, record) in &memory.lost {
+                edit.put_point(*id, record)?;
+            }
             edit.raise_epoch(memory.epoch)?;
             edit.want(&memory.wanted)
         })?;
@@ -131,11 +137,13 @@ impl Repository {
         let mut memory = Memory {
             epoch: 1,
             wanted: Vec::new(),
+            lost: Vec::new(),
         };
         let index = &self.store().index;
         if index.check_identity().is_ok() {
             memory.epoch = index.epoch()?;
             memory.wanted = index.wanted(WANTED_MAX)?.into_iter().collect();
+            memory.lost = self.lost_records()?;
         }
         for lease in self.leases.list()? {
             let epoch = lease.content.and_then(|content| content.epoch);

@@ -4,8 +4,8 @@
 use std::time::Duration;
 
 use virtkeep_repo::{
-    ByteLen, Cancel, CheckOptions, CheckProgress, Env, InitOptions, OpenOptions, Point,
-    PruneOptions, PruneProgress, PruneReport, PruneStage, ReadData, Repository,
+    ByteLen, Cancel, CheckOptions, CheckProgress, Env, Error, InitOptions, OpenOptions, Point,
+    PruneOptions, PruneProgress, PruneReport, PruneStage, ReadData, RepairOptions, Repository,
 };
 
 use crate::disk::{MemoryDisk, backup, repository, restore};
@@ -180,6 +180,37 @@ fn a_repository_without_points_is_empty_after_a_prune() {
     assert_eq!(report.points, 0);
     let stats = repo.stats().unwrap();
     assert_eq!((stats.packs, stats.pack_bytes, stats.chunks), (0, 0, 0));
+    assert_clean(&repo);
+}
+
+#[test]
+fn nothing_is_pruned_while_a_record_is_lost_that_repair_can_put_back() {
+    let (_dir, repo) = small();
+    let mut history = History::new(1 << 20);
+    history.grow(&repo, 3);
+    for (point, _) in &history.points {
+        let record = repo.path().join("points").join(point.id.to_string());
+        std::fs::remove_file(record).unwrap();
+    }
+    for pruned in [
+        repo.prune_dry_run(now(), &Quiet, &Cancel::new()),
+        repo.prune(now(), &Quiet, &Cancel::new()),
+    ] {
+        assert!(
+            matches!(pruned, Err(Error::Unprunable { .. })),
+            "{pruned:?}"
+        );
+    }
+
+    // Nor is the index's copy lost when its other contents are built anew.
+    let options = OpenOptions::default();
+    Repository::rebuild_index(repo.path(), &options, Env::system(), &Quiet, &Cancel::new())
+        .unwrap();
+    let repo = reopen(&repo);
+    let healed = repo.repair(RepairOptions::default(), &Quiet, &Cancel::new());
+    assert_eq!(healed.unwrap().points_healed.len(), 3);
+    prune(&repo, now());
+    history.assert_restores(&repo);
     assert_clean(&repo);
 }
 
