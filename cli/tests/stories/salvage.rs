@@ -91,7 +91,7 @@ fn standard_output_and_exports_are_given_zeroes_as_well() {
 #[test]
 fn a_stored_file_that_is_lost_is_left_out_and_named() {
     let world = World::new();
-    let (vda, nvram) = (disk(2), disk(3)[..5000].to_vec());
+    let (vda, nvram) = (disk(2), disk(4)[..5000].to_vec());
     world.add(TestDomain {
         files: vec![
             (FileRole::DomainXml, "domain.xml", b"<domain/>"),

@@ -145,7 +145,7 @@ impl Repository {
         lost: &mut dyn FnMut(RawId) -> Result<()>,
     ) -> Result<()> {
         progress.points(points.len() as u64);
-        let mut walk = PointWalk::new(self, health, cancel, progress, lost);
+        let mut walk = PointWalk::new(self, health, cancel, progress, lost)?;
         for id in points {
             cancel.check()?;
             match self.point(*id) {

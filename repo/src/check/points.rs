@@ -3,6 +3,7 @@
 //! A disk is walked level by level, many nodes at once, so that records are looked up and read in
 //! bulk; a level that is too wide is walked in batches, each down to the chunks before the next.
 
+use std::collections::HashSet;
 use std::ops::Range;
 
 use super::packs::reason;
@@ -13,7 +14,7 @@ use crate::ids::ContentId;
 use crate::manifest::{NodeSource, Shape};
 use crate::read::fetch_many;
 use crate::store::Store;
-use crate::{Cancel, Disk, Error, NodeId, Point, RawId, Repository, Result, StoredFile};
+use crate::{Cancel, ChunkId, Disk, Error, NodeId, Point, RawId, Repository, Result, StoredFile};
 
 /// Nodes of one level that are read at once.
 const NODES_AT_ONCE: usize = 1024;
@@ -21,12 +22,17 @@ const NODES_AT_ONCE: usize = 1024;
 /// Lost ranges of one disk that are held before they are told.
 const RANGES_MAX: usize = 16 << 10;
 
+/// Wanted ids that are looked at, some 50 bytes of memory each.
+const WANTED_MAX: usize = 1 << 20;
+
 /// Walks points one after the other. Subtrees found sound are remembered: points share most of
 /// theirs.
 pub(super) struct PointWalk<'a> {
     repo: &'a Repository,
     store: &'a Store,
     health: &'a Health,
+    /// Ids that repair found damaged; whether they still are is seen by reading them.
+    wanted: HashSet<RawId>,
     cancel: &'a Cancel,
     progress: &'a dyn CheckProgress,
     on_lost: &'a mut dyn FnMut(RawId) -> Result<()>,
@@ -52,17 +58,19 @@ impl<'a> PointWalk<'a> {
         cancel: &'a Cancel,
         progress: &'a dyn CheckProgress,
         on_lost: &'a mut dyn FnMut(RawId) -> Result<()>,
-    ) -> Self {
-        Self {
+    ) -> Result<Self> {
+        let store = repo.store();
+        Ok(Self {
             repo,
-            store: repo.store(),
+            store,
             health,
+            wanted: store.index.wanted(WANTED_MAX)?,
             cancel,
             progress,
             on_lost,
             sound: Sound::default(),
             told: 0,
-        }
+        })
     }
 
     /// Walks one point and tells what of it is lost.
@@ -209,6 +217,14 @@ impl<'a> PointWalk<'a> {
         }
     }
 
+    /// Reads a chunk to see whether it is what it should be.
+    fn is_damaged(&self, id: RawId) -> Result<bool> {
+        match self.store.fetch(ChunkId::from_raw(id)) {
+            Ok(_) => Ok(false),
+            Err(error) => damage(error).map(|_| true),
+        }
+    }
+
     /// Whether each chunk, given with its number within the disk, is in a place to be relied on.
     fn chunks(
         &mut self,
@@ -222,6 +238,7 @@ impl<'a> PointWalk<'a> {
         for ((number, id), place) in chunks.iter().zip(places) {
             let why = match place {
                 None => Some("is in no pack"),
+                Some(_) if self.wanted.contains(id) && self.is_damaged(*id)? => Some("is damaged"),
                 // A pack that came or moved after the packs were looked at is not known here.
                 Some(at) if self.health.get(&at.pack).is_none_or(|pack| pack.holds(at)) => None,
                 Some(_) => Some("is damaged"),
