@@ -249,7 +249,8 @@ fn a_point_whose_record_is_damaged_is_told_and_kept_unless_named() {
     let middle = bytes.len() / 2;
     bytes[middle] ^= 1;
     fs::write(&record, bytes).unwrap();
-    // The index had a sound copy.
+    // The index has a sound copy, from which repair would put it back.
+    fs::remove_file(world.path("repo/index.redb")).unwrap();
     world.run(&["repair"]).refused(4, "");
 
     let ran = world.ok(&["forget", "--keep-last", "1"]);

@@ -162,7 +162,8 @@ fn a_point_whose_record_is_damaged_is_not_passed_over_in_silence() {
     bytes[middle] ^= 1;
     std::fs::remove_file(&record).unwrap();
     std::fs::write(&record, bytes).unwrap();
-    // The index had a sound copy.
+    // The index has a sound copy, from which repair would put it back.
+    std::fs::remove_file(world.path("repo/index.redb")).unwrap();
     world.run(&["repair"]).refused(4, "");
 
     let warning = format!("warning: the point {newer} is damaged");
