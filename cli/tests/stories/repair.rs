@@ -82,7 +82,7 @@ fn damage_is_taken_out_of_use_and_healed_by_the_next_backup() {
             .contains("no damage")
     );
     world.ok(&["restore", "web1@latest~1", "--to", "out", "--format", "raw"]);
-    assert!(fs::read(world.path("out/vda.raw")).unwrap() == vda);
+    assert!(fs::read(world.path("out/disk.raw")).unwrap() == vda);
 
     let last = world.ok(&["repair", "--yes", "--json"]);
     assert_eq!(last.json()[0]["packs_removed"], 1);
