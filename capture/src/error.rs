@@ -289,8 +289,13 @@ impl Error {
             Self::ScratchSpace { .. } => "scratch-space",
             Self::SocketPlace { .. } => "socket-place",
             Self::Begin { .. } => "backup-begin",
-            Self::Nbd { .. } => "nbd",
             Self::Stalled { .. } => "nbd-stalled",
+            // Silence is silence, whether in the handshake or after a request.
+            Self::Nbd {
+                source: libnbd::Error::TimedOut { .. },
+                ..
+            } => "nbd-stalled",
+            Self::Nbd { .. } => "nbd",
             Self::Unfit { .. } => "unfit-disk",
             Self::ImageInUse { .. } => "image-in-use",
             Self::ImageChanged { .. } => "image-changed",
