@@ -9,6 +9,7 @@ mod commands;
 mod context;
 mod define;
 mod exit;
+mod mount;
 mod output;
 mod point_spec;
 mod progress;

@@ -10,6 +10,7 @@ mod findings;
 mod forget;
 mod init;
 mod list;
+mod mount;
 mod pin;
 mod point_line;
 mod prune;
@@ -39,6 +40,7 @@ pub(crate) enum Command {
     Restore(Box<restore::Args>),
     Boot(Box<boot::Args>),
     Serve(serve::Args),
+    Mount(mount::Args),
     Check(check::Args),
     Prune(prune::Args),
     Repair(repair::Args),
@@ -66,6 +68,7 @@ pub(crate) fn run(command: Command, context: &Context) -> Result<Exit> {
         Command::Boot(args) => boot::run(&args, context),
         Command::BootServer(args) => boot_server::run(&args, context),
         Command::Serve(args) => serve::run(&args, context),
+        Command::Mount(args) => mount::run(&args, context),
         Command::Check(args) => check::run(&args, context),
         Command::Prune(args) => prune::run(&args, context),
         Command::Repair(args) => repair::run(&args, context),

@@ -9,7 +9,7 @@ use std::sync::{Arc, Mutex, PoisonError, Weak};
 
 use jiff::tz::TimeZone;
 use nbd_server::{Export, ExportError, Exports, Listing, OpenError};
-use virtkeep_repo::{Disk, DomainUuid, Error, Point, PointId, PointWatch, Repository};
+use virtkeep_repo::{Disk, DomainUuid, Error, Point, PointId, PointWatch, Repository, StoredFile};
 
 use super::disk::OpenDisk;
 use crate::output::{shown, size};
@@ -58,8 +58,19 @@ impl Catalog {
         }))
     }
 
-    fn points(&self) -> Result<Arc<Vec<Point>>, Error> {
+    /// All points, oldest first, whichever were chosen.
+    pub(crate) fn points(&self) -> Result<Arc<Vec<Point>>, Error> {
         self.0.watch.points(&self.0.repo)
+    }
+
+    /// The zone of the times in names.
+    pub(crate) fn zone(&self) -> &TimeZone {
+        &self.0.zone
+    }
+
+    /// The content of a file kept with a point.
+    pub(crate) fn read_file(&self, point: &Point, file: &StoredFile) -> Result<Vec<u8>, Error> {
+        self.0.repo.read_file(point, file)
     }
 
     /// Every disk of every point, the domains in the order of their names, the newest point first.
@@ -137,7 +148,7 @@ impl Catalog {
     }
 
     /// The disk, shared with whoever has it open already.
-    fn open_disk(&self, point: &Point, disk: &Disk) -> Result<Arc<OpenDisk>, OpenError> {
+    pub(crate) fn open_disk(&self, point: &Point, disk: &Disk) -> Result<Arc<OpenDisk>, OpenError> {
         let key = (point.id, disk.target.clone());
         if let Some(open) = self.open_disks().get(&key).and_then(Weak::upgrade) {
             return Ok(open);
@@ -193,7 +204,7 @@ impl Catalog {
     }
 
     /// A line for whoever runs the server.
-    pub(super) fn note(&self, text: &str) {
+    pub(crate) fn note(&self, text: &str) {
         self.0.reporter.note(text);
     }
 }
@@ -230,7 +241,7 @@ fn unavailable(error: impl std::error::Error) -> OpenError {
 }
 
 /// The points of each domain, under the name it had last; the domains in the order of their names.
-fn by_domain(points: &[Point]) -> Vec<(&str, Vec<&Point>)> {
+pub(crate) fn by_domain(points: &[Point]) -> Vec<(&str, Vec<&Point>)> {
     let mut domains: Vec<(&str, Vec<&Point>)> = Vec::new();
     let mut places: HashMap<DomainUuid, usize> = HashMap::new();
     for point in points {

@@ -1,5 +1,6 @@
 //! One disk of one point, as an NBD export.
 
+use std::ops::Range;
 use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, Ordering};
 
@@ -61,6 +62,24 @@ impl OpenDisk {
             target: disk.target.clone(),
             point,
         }
+    }
+
+    /// Where data, or else a hole, begins next in a range. Reads no chunks.
+    pub(crate) fn next(&self, range: Range<u64>, data: bool) -> Result<Option<u64>, ExportError> {
+        let mut at = range.start;
+        while at < range.end {
+            let found = self
+                .reader
+                .extents(DiskOffset(at), DiskOffset(range.end))
+                .map_err(|error| self.failed(&error))?;
+            for extent in found {
+                if (extent.state == ExtentState::Data) == data {
+                    return Ok(Some(extent.start.0));
+                }
+                at = extent.start.0 + extent.len.0;
+            }
+        }
+        Ok(None)
     }
 
     /// The error for the client. Whoever runs the server is told once per opened disk, since a client

@@ -3,4 +3,4 @@
 
 pub(crate) mod address;
 pub(crate) mod catalog;
-mod disk;
+pub(crate) mod disk;

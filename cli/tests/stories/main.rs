@@ -11,6 +11,7 @@ mod directory;
 mod forget;
 mod interrupted;
 mod listing;
+mod mount;
 mod onto;
 mod repair;
 mod salvage;

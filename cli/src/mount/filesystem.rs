@@ -1,0 +1,610 @@
+//! What the kernel asks, answered from the repository.
+//!
+//! Looking around costs no reading: names, sizes and times come from the records of points. Only the
+//! directory of a single point looks into its disks, for their partition tables. A disk is open, and
+//! held by a reader lease, as long as one of its files is. Several threads answer at the same time.
+
+use std::collections::HashMap;
+use std::ffi::OsStr;
+use std::io::{self, Read, Seek, SeekFrom};
+use std::sync::atomic::{AtomicU64, Ordering};
+use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
+use std::time::{Duration, Instant, SystemTime, UNIX_EPOCH};
+
+use fuser::{
+    Errno, FileAttr, FileHandle, FileType, Filesystem, FopenFlags, Generation, INodeNo,
+    KernelConfig, LockOwner, OpenFlags, ReplyAttr, ReplyData, ReplyDirectory, ReplyEmpty,
+    ReplyEntry, ReplyLseek, ReplyOpen, Request,
+};
+use nbd_server::Export as _;
+use virtkeep_repo::{Point, PointId, RootId, UnixMillis};
+
+use super::inodes::{File, Inodes, Node};
+use super::partitions::{self, Partition};
+use super::tree::Tree;
+use crate::output::shown;
+use crate::restore::file_names::{safe, stored_file, unique};
+use crate::serve::catalog::Catalog;
+use crate::serve::disk::OpenDisk;
+
+/// For how long the kernel and we go by what was seen.
+const FRESH: Duration = Duration::from_millis(500);
+
+/// Requests that the kernel may send ahead of programs, such as reading ahead.
+const BACKGROUND_MAX: u16 = 64;
+
+/// Partition tables that are kept, one per state of a disk.
+const TABLES_MAX: usize = 10_000;
+
+/// The name of the link to the newest point.
+const LATEST: &str = "latest";
+
+/// All points of a repository as files.
+pub(crate) struct PointFiles {
+    catalog: Catalog,
+    tree: Mutex<Option<(Instant, Arc<Tree>)>>,
+    tables: Mutex<HashMap<RootId, Arc<[Partition]>>>,
+    inodes: Mutex<Inodes>,
+    open: Mutex<HashMap<u64, Arc<Opened>>>,
+    handles: AtomicU64,
+    access: Access,
+}
+
+/// Who may read.
+#[derive(Clone, Copy)]
+struct Access {
+    uid: u32,
+    gid: u32,
+    /// Everybody, or else only the user of the mount.
+    all: bool,
+}
+
+/// Something that is open.
+enum Opened {
+    Directory(Vec<(INodeNo, FileType, String)>),
+    Content(Vec<u8>),
+    Disk {
+        disk: Arc<OpenDisk>,
+        start: u64,
+        len: u64,
+    },
+}
+
+/// A file in the directory of a point.
+struct Entry {
+    name: String,
+    file: File,
+    len: u64,
+}
+
+impl PointFiles {
+    /// The files of all points in `catalog`; for everybody, or only for the user of this process.
+    pub(crate) fn new(catalog: Catalog, for_all: bool) -> Self {
+        let access = Access {
+            uid: rustix::process::geteuid().as_raw(),
+            gid: rustix::process::getegid().as_raw(),
+            all: for_all,
+        };
+        Self {
+            catalog,
+            tree: Mutex::default(),
+            tables: Mutex::default(),
+            inodes: Mutex::new(Inodes::new(access.directory(UNIX_EPOCH))),
+            open: Mutex::default(),
+            handles: AtomicU64::new(1),
+            access,
+        }
+    }
+
+    /// The names, as they are now or were a moment ago.
+    fn tree(&self) -> Result<Arc<Tree>, Errno> {
+        let mut tree = lock(&self.tree);
+        if let Some((seen, tree)) = &*tree
+            && seen.elapsed() < FRESH
+        {
+            return Ok(Arc::clone(tree));
+        }
+        let points = self.catalog.points().map_err(|error| {
+            self.catalog
+                .note(&format!("cannot list the points: {error}"));
+            Errno::EIO
+        })?;
+        let current = match tree.take() {
+            Some((_, tree)) if tree.made_of(&points) => tree,
+            _ => Arc::new(Tree::new(points, self.catalog.zone())),
+        };
+        *tree = Some((Instant::now(), Arc::clone(&current)));
+        Ok(current)
+    }
+
+    fn node(&self, number: INodeNo) -> Result<(Node, FileAttr), Errno> {
+        lock(&self.inodes).get(number).cloned().ok_or(Errno::ENOENT)
+    }
+
+    fn number(&self, node: Node, attr: FileAttr) -> FileAttr {
+        lock(&self.inodes).number(node, attr)
+    }
+
+    fn opened(&self, handle: FileHandle) -> Result<Arc<Opened>, Errno> {
+        let open = lock(&self.open);
+        open.get(&handle.0).map(Arc::clone).ok_or(Errno::EBADF)
+    }
+
+    fn keep(&self, opened: Opened) -> FileHandle {
+        let handle = self.handles.fetch_add(1, Ordering::Relaxed);
+        lock(&self.open).insert(handle, Arc::new(opened));
+        FileHandle(handle)
+    }
+
+    fn find(&self, parent: INodeNo, name: &OsStr) -> Result<FileAttr, Errno> {
+        // All our names are text.
+        let name = name.to_str().ok_or(Errno::ENOENT)?;
+        let tree = self.tree()?;
+        match self.node(parent)?.0 {
+            Node::Root => {
+                let domain = tree.domain_named(name).ok_or(Errno::ENOENT)?;
+                let newest = tree.points_of(domain).next_back().ok_or(Errno::ENOENT)?.1;
+                let attr = self.access.directory(time(newest.time));
+                Ok(self.number(Node::Domain(domain.uuid), attr))
+            }
+            Node::Domain(uuid) => {
+                let domain = tree.domain(uuid).ok_or(Errno::ENOENT)?;
+                if name == LATEST {
+                    let (target, newest) =
+                        tree.points_of(domain).next_back().ok_or(Errno::ENOENT)?;
+                    let attr = self.access.link(target, time(newest.time));
+                    return Ok(self.number(Node::Latest(uuid), attr));
+                }
+                let point = tree.point_named(domain, name).ok_or(Errno::ENOENT)?;
+                let attr = self.access.directory(time(point.time));
+                Ok(self.number(Node::Point(point.id), attr))
+            }
+            Node::Point(id) => {
+                let point = tree.point(id).ok_or(Errno::ENOENT)?;
+                let mut entries = self.entries(point).into_iter();
+                let entry = entries
+                    .find(|entry| entry.name == name)
+                    .ok_or(Errno::ENOENT)?;
+                Ok(self.file(point, entry))
+            }
+            Node::Latest(_) | Node::File(..) => Err(Errno::ENOTDIR),
+        }
+    }
+
+    fn file(&self, point: &Point, entry: Entry) -> FileAttr {
+        let attr = self.access.file(entry.len, time(point.time));
+        self.number(Node::File(point.id, entry.file), attr)
+    }
+
+    fn list(&self, number: INodeNo) -> Result<Vec<(INodeNo, FileType, String)>, Errno> {
+        let tree = self.tree()?;
+        // A directory need not name its parent's number.
+        let mut list = vec![
+            (number, FileType::Directory, ".".to_owned()),
+            (number, FileType::Directory, "..".to_owned()),
+        ];
+        let mut add =
+            |attr: FileAttr, name: &str| list.push((attr.ino, attr.kind, name.to_owned()));
+        match self.node(number)?.0 {
+            Node::Root => {
+                for domain in tree.domains() {
+                    let newest = tree.points_of(domain).next_back();
+                    let changed = newest.map_or(UNIX_EPOCH, |(_, point)| time(point.time));
+                    let attr = self.access.directory(changed);
+                    add(self.number(Node::Domain(domain.uuid), attr), &domain.name);
+                }
+            }
+            Node::Domain(uuid) => {
+                let domain = tree.domain(uuid).ok_or(Errno::ENOENT)?;
+                for (name, point) in tree.points_of(domain) {
+                    let attr = self.access.directory(time(point.time));
+                    add(self.number(Node::Point(point.id), attr), name);
+                }
+                if let Some((target, newest)) = tree.points_of(domain).next_back() {
+                    let attr = self.access.link(target, time(newest.time));
+                    add(self.number(Node::Latest(uuid), attr), LATEST);
+                }
+            }
+            Node::Point(id) => {
+                let point = tree.point(id).ok_or(Errno::ENOENT)?;
+                for entry in self.entries(point) {
+                    let name = entry.name.clone();
+                    add(self.file(point, entry), &name);
+                }
+            }
+            Node::Latest(_) | Node::File(..) => return Err(Errno::ENOTDIR),
+        }
+        Ok(list)
+    }
+
+    /// The files of a point: disks, what was kept with them, partitions.
+    fn entries(&self, point: &Point) -> Vec<Entry> {
+        let mut taken = Vec::new();
+        let mut entries = Vec::new();
+        for disk in &point.disks {
+            entries.push(Entry {
+                name: unique(format!("{}.raw", safe(&disk.target)), &mut taken),
+                file: File::Disk(disk.target.clone()),
+                len: disk.size.0,
+            });
+        }
+        for (place, stored) in point.files.iter().enumerate() {
+            if let Some(name) = stored_file(stored) {
+                entries.push(Entry {
+                    name: unique(name, &mut taken),
+                    file: File::Stored(place),
+                    len: stored.size.0,
+                });
+            }
+        }
+        for disk in &point.disks {
+            for Partition { number, start, len } in self.partitions(point, &disk.target).iter() {
+                let name = format!("{}.p{number}.raw", safe(&disk.target));
+                let (target, start, len) = (disk.target.clone(), *start, *len);
+                entries.push(Entry {
+                    name: unique(name, &mut taken),
+                    file: File::Partition { target, start, len },
+                    len,
+                });
+            }
+        }
+        entries
+    }
+
+    /// The partitions of a disk. A disk that cannot be read has none, and is asked again later.
+    fn partitions(&self, point: &Point, target: &str) -> Arc<[Partition]> {
+        let Some(disk) = point.disks.iter().find(|disk| disk.target == target) else {
+            return Arc::default();
+        };
+        if let Some(known) = lock(&self.tables).get(&disk.root) {
+            return Arc::clone(known);
+        }
+        let read = self.open_disk(point, target).and_then(|disk| {
+            let mut cursor = DiskCursor { disk: &disk, at: 0 };
+            Ok(partitions::read(&mut cursor, disk.size())?)
+        });
+        match read {
+            Ok(found) => {
+                let found: Arc<[Partition]> = found.into();
+                let mut tables = lock(&self.tables);
+                if tables.len() >= TABLES_MAX {
+                    tables.clear();
+                }
+                tables.insert(disk.root, Arc::clone(&found));
+                found
+            }
+            Err(_) => Arc::default(),
+        }
+    }
+
+    fn open_disk(&self, point: &Point, target: &str) -> Result<Arc<OpenDisk>, Errno> {
+        let disk = point.disks.iter().find(|disk| disk.target == target);
+        let disk = disk.ok_or(Errno::ENOENT)?;
+        self.catalog.open_disk(point, disk).map_err(|error| {
+            self.complain(point, target, &error);
+            Errno::EIO
+        })
+    }
+
+    fn complain(&self, point: &Point, what: &str, error: &dyn std::fmt::Display) {
+        let (domain, what) = (shown(&point.domain.name), shown(what));
+        self.catalog.note(&format!(
+            "{domain}@{}: cannot open {what}: {error}",
+            point.id
+        ));
+    }
+
+    fn open_file(&self, id: PointId, file: &File) -> Result<Opened, Errno> {
+        let tree = self.tree()?;
+        let point = tree.point(id).ok_or(Errno::ENOENT)?;
+        match file {
+            File::Stored(place) => {
+                let stored = point.files.get(*place).ok_or(Errno::ENOENT)?;
+                let content = self.catalog.read_file(point, stored).map_err(|error| {
+                    self.complain(point, &stored.name, &error);
+                    Errno::EIO
+                })?;
+                Ok(Opened::Content(content))
+            }
+            File::Disk(target) => {
+                let disk = self.open_disk(point, target)?;
+                let (start, len) = (0, disk.size());
+                Ok(Opened::Disk { disk, start, len })
+            }
+            File::Partition { target, start, len } => Ok(Opened::Disk {
+                disk: self.open_disk(point, target)?,
+                start: *start,
+                len: *len,
+            }),
+        }
+    }
+}
+
+impl Opened {
+    /// At most `size` bytes from `offset` on: fewer only at the end.
+    fn read(&self, offset: u64, size: usize) -> Result<Vec<u8>, Errno> {
+        match self {
+            Self::Directory(_) => Err(Errno::EISDIR),
+            Self::Content(content) => {
+                let start = usize::try_from(offset).map_or(content.len(), |o| o.min(content.len()));
+                let end = start.saturating_add(size).min(content.len());
+                Ok(content[start..end].to_vec())
+            }
+            Self::Disk { disk, start, len } => {
+                let rest = usize::try_from(len.saturating_sub(offset)).unwrap_or(usize::MAX);
+                let mut buffer = vec![0; size.min(rest)];
+                if !buffer.is_empty() {
+                    disk.read(start + offset, &mut buffer)
+                        .map_err(|_| Errno::EIO)?;
+                }
+                Ok(buffer)
+            }
+        }
+    }
+
+    /// Where data, or else a hole, is next from `offset` on, so that programs copy sparsely.
+    fn seek(&self, offset: u64, data: bool) -> Result<u64, Errno> {
+        let len = match self {
+            Self::Directory(_) => return Err(Errno::EISDIR),
+            Self::Content(content) => content.len() as u64,
+            Self::Disk { len, .. } => *len,
+        };
+        if offset >= len {
+            return Err(Errno::ENXIO);
+        }
+        match self {
+            Self::Disk { disk, start, len } => {
+                let found = disk
+                    .next(start + offset..start + len, data)
+                    .map_err(|_| Errno::EIO)?;
+                match found {
+                    Some(at) => Ok(at - start),
+                    // There is always a hole at the end.
+                    None if data => Err(Errno::ENXIO),
+                    None => Ok(*len),
+                }
+            }
+            _ => Ok(if data { offset } else { len }),
+        }
+    }
+}
+
+impl Access {
+    fn directory(self, changed: SystemTime) -> FileAttr {
+        let perm = if self.all { 0o555 } else { 0o500 };
+        self.attr(FileType::Directory, perm, 0, changed)
+    }
+
+    fn file(self, len: u64, changed: SystemTime) -> FileAttr {
+        let perm = if self.all { 0o444 } else { 0o400 };
+        self.attr(FileType::RegularFile, perm, len, changed)
+    }
+
+    fn link(self, target: &str, changed: SystemTime) -> FileAttr {
+        self.attr(FileType::Symlink, 0o777, target.len() as u64, changed)
+    }
+
+    fn attr(self, kind: FileType, perm: u16, size: u64, changed: SystemTime) -> FileAttr {
+        FileAttr {
+            // Set when the number is known.
+            ino: INodeNo::ROOT,
+            size,
+            // One less than full: programs such as `cp` ask for holes only where there may be some.
+            blocks: size.div_ceil(512).saturating_sub(1),
+            atime: changed,
+            mtime: changed,
+            ctime: changed,
+            crtime: changed,
+            kind,
+            perm,
+            nlink: 1,
+            uid: self.uid,
+            gid: self.gid,
+            rdev: 0,
+            blksize: 4096,
+            flags: 0,
+        }
+    }
+}
+
+impl Filesystem for PointFiles {
+    fn init(&mut self, _request: &Request, config: &mut KernelConfig) -> io::Result<()> {
+        let _ = config.set_max_background(BACKGROUND_MAX);
+        Ok(())
+    }
+
+    fn lookup(&self, _request: &Request, parent: INodeNo, name: &OsStr, reply: ReplyEntry) {
+        match self.find(parent, name) {
+            Ok(attr) => reply.entry(&FRESH, &attr, Generation(0)),
+            Err(error) => reply.error(error),
+        }
+    }
+
+    fn getattr(
+        &self,
+        _request: &Request,
+        number: INodeNo,
+        _handle: Option<FileHandle>,
+        reply: ReplyAttr,
+    ) {
+        // Also of what is forgotten: it may be open.
+        match self.node(number) {
+            Ok((_, attr)) => reply.attr(&FRESH, &attr),
+            Err(error) => reply.error(error),
+        }
+    }
+
+    fn readlink(&self, _request: &Request, number: INodeNo, reply: ReplyData) {
+        let target = || {
+            let (Node::Latest(uuid), _) = self.node(number)? else {
+                return Err(Errno::EINVAL);
+            };
+            let tree = self.tree()?;
+            let domain = tree.domain(uuid).ok_or(Errno::ENOENT)?;
+            let newest = tree.points_of(domain).next_back();
+            newest.map(|(name, _)| name.to_owned()).ok_or(Errno::ENOENT)
+        };
+        match target() {
+            Ok(target) => reply.data(target.as_bytes()),
+            Err(error) => reply.error(error),
+        }
+    }
+
+    fn open(&self, _request: &Request, number: INodeNo, _flags: OpenFlags, reply: ReplyOpen) {
+        let opened = || match self.node(number)?.0 {
+            Node::File(id, file) => self.open_file(id, &file),
+            _ => Err(Errno::EISDIR),
+        };
+        match opened() {
+            // The content behind a number never changes.
+            Ok(opened) => reply.opened(self.keep(opened), FopenFlags::FOPEN_KEEP_CACHE),
+            Err(error) => reply.error(error),
+        }
+    }
+
+    fn read(
+        &self,
+        _request: &Request,
+        _number: INodeNo,
+        handle: FileHandle,
+        offset: u64,
+        size: u32,
+        _flags: OpenFlags,
+        _owner: Option<LockOwner>,
+        reply: ReplyData,
+    ) {
+        let read = self
+            .opened(handle)
+            .and_then(|opened| opened.read(offset, size as usize));
+        match read {
+            Ok(bytes) => reply.data(&bytes),
+            Err(error) => reply.error(error),
+        }
+    }
+
+    fn lseek(
+        &self,
+        _request: &Request,
+        _number: INodeNo,
+        handle: FileHandle,
+        offset: i64,
+        whence: i32,
+        reply: ReplyLseek,
+    ) {
+        // Linux, <linux/fs.h>; all other kinds the kernel does by itself.
+        const SEEK_DATA: i32 = 3;
+        const SEEK_HOLE: i32 = 4;
+        let found = self.opened(handle).and_then(|opened| {
+            let offset = u64::try_from(offset).map_err(|_| Errno::ENXIO)?;
+            match whence {
+                SEEK_DATA => opened.seek(offset, true),
+                SEEK_HOLE => opened.seek(offset, false),
+                _ => Err(Errno::EINVAL),
+            }
+        });
+        match found.map(i64::try_from) {
+            Ok(Ok(at)) => reply.offset(at),
+            Ok(Err(_)) => reply.error(Errno::EOVERFLOW),
+            Err(error) => reply.error(error),
+        }
+    }
+
+    fn release(
+        &self,
+        _request: &Request,
+        _number: INodeNo,
+        handle: FileHandle,
+        _flags: OpenFlags,
+        _owner: Option<LockOwner>,
+        _flush: bool,
+        reply: ReplyEmpty,
+    ) {
+        lock(&self.open).remove(&handle.0);
+        reply.ok();
+    }
+
+    fn opendir(&self, _request: &Request, number: INodeNo, _flags: OpenFlags, reply: ReplyOpen) {
+        match self.list(number) {
+            Ok(list) => reply.opened(self.keep(Opened::Directory(list)), FopenFlags::empty()),
+            Err(error) => reply.error(error),
+        }
+    }
+
+    fn readdir(
+        &self,
+        _request: &Request,
+        _number: INodeNo,
+        handle: FileHandle,
+        offset: u64,
+        mut reply: ReplyDirectory,
+    ) {
+        let opened = match self.opened(handle) {
+            Ok(opened) => opened,
+            Err(error) => return reply.error(error),
+        };
+        let Opened::Directory(list) = &*opened else {
+            return reply.error(Errno::ENOTDIR);
+        };
+        let from = usize::try_from(offset).unwrap_or(usize::MAX);
+        for ((number, kind, name), next) in list.iter().zip(1..).skip(from) {
+            if reply.add(*number, next, *kind, name) {
+                break;
+            }
+        }
+        reply.ok();
+    }
+
+    fn releasedir(
+        &self,
+        _request: &Request,
+        _number: INodeNo,
+        handle: FileHandle,
+        _flags: OpenFlags,
+        reply: ReplyEmpty,
+    ) {
+        lock(&self.open).remove(&handle.0);
+        reply.ok();
+    }
+}
+
+/// A disk for a parser that reads and seeks.
+struct DiskCursor<'a> {
+    disk: &'a OpenDisk,
+    at: u64,
+}
+
+impl Read for DiskCursor<'_> {
+    fn read(&mut self, buffer: &mut [u8]) -> io::Result<usize> {
+        let rest = self.disk.size().saturating_sub(self.at);
+        let len = usize::try_from(rest).map_or(buffer.len(), |rest| rest.min(buffer.len()));
+        if len > 0 {
+            self.disk
+                .read(self.at, &mut buffer[..len])
+                .map_err(|error| io::Error::other(error.to_string()))?;
+        }
+        self.at += len as u64;
+        Ok(len)
+    }
+}
+
+impl Seek for DiskCursor<'_> {
+    fn seek(&mut self, to: SeekFrom) -> io::Result<u64> {
+        let at = match to {
+            SeekFrom::Start(at) => Some(at),
+            SeekFrom::End(by) => self.disk.size().checked_add_signed(by),
+            SeekFrom::Current(by) => self.at.checked_add_signed(by),
+        };
+        self.at = at.ok_or(io::ErrorKind::InvalidInput)?;
+        Ok(self.at)
+    }
+}
+
+fn time(time: UnixMillis) -> SystemTime {
+    UNIX_EPOCH
+        .checked_add(Duration::from_millis(time.0))
+        .unwrap_or(UNIX_EPOCH)
+}
+
+fn lock<T>(mutex: &Mutex<T>) -> MutexGuard<'_, T> {
+    mutex.lock().unwrap_or_else(PoisonError::into_inner)
+}
