@@ -1,26 +1,21 @@
 //! `virtkeep mount`: all points as files in a directory.
 
-use std::path::{Path, PathBuf};
+use std::path::PathBuf;
 use std::time::Duration;
 
 use anyhow::{Context as _, Result, bail};
-use crossbeam_channel::RecvTimeoutError;
-use fuser::{Config, MountOption, Session, SessionACL};
-use rustix::mount::UnmountFlags;
 use serde::Serialize;
 
 use crate::context::Context;
 use crate::exit::{Exit, usage};
 use crate::mount::filesystem::PointFiles;
+use crate::mount::session::{Event, Mount, empty_directory};
 use crate::output::shown;
 use crate::serve::catalog::Catalog;
 use crate::signals::Signals;
 
 /// How long files that are open may stay so once the mount was asked to end.
 const GRACE: Duration = Duration::from_secs(30);
-
-/// Requests that are answered at the same time.
-const THREADS_MAX: usize = 8;
 
 /// Show every disk of every point as a read-only file, until stopped
 #[derive(clap::Args, Debug)]
@@ -52,15 +47,15 @@ struct Line<'a> {
     directory: &'a str,
 }
 
-enum Event {
-    Signal,
-    /// By `umount`, or because the connection to the kernel broke.
-    Ended(std::io::Result<()>),
-}
-
 pub(super) fn run(args: &Args, context: &Context) -> Result<Exit> {
     let directory = &empty_directory(&args.directory)?;
     let repo = context.open_to_read()?;
+    if directory.starts_with(repo.path().canonicalize()?) {
+        return Err(usage(format!(
+            "{} is in the repository: mount needs a directory elsewhere",
+            directory.display()
+        )));
+    }
     // Names what is damaged, once.
     context.points(&repo)?;
     let name = format!("virtkeep-{}", &repo.id().to_string()[..8]);
@@ -70,14 +65,12 @@ pub(super) fn run(args: &Args, context: &Context) -> Result<Exit> {
         context.zone.clone(),
         context.reporter.clone(),
     );
-    let files = PointFiles::new(catalog, args.allow_other);
+    let (sender, events) = crossbeam_channel::unbounded();
+    let files = PointFiles::new(catalog, args.allow_other, sender.clone());
+    let open = files.open_files();
     // Before there is a mount, so that no signal leaves it behind.
     let signals = Signals::asking_to_end()?;
-    let mut session = mount(files, directory, &name, args.allow_other)?;
-    let mut unmounter = session.unmount_callable();
-    let (sender, events) = crossbeam_channel::unbounded();
-    let ended = sender.clone();
-    std::thread::spawn(move || ended.send(Event::Ended(session.run())));
+    let mount = Mount::new(files, directory, &name, args.allow_other, sender.clone())?;
     std::thread::spawn(move || {
         signals.wait();
         sender.send(Event::Signal)
@@ -92,105 +85,28 @@ pub(super) fn run(args: &Args, context: &Context) -> Result<Exit> {
         shown(&path)
     ))?;
 
-    if let Event::Ended(result) = events.recv()? {
-        result.context("the connection to the kernel broke")?;
-        return Ok(Exit::Done);
+    let why = events.recv()?;
+    if why == Event::Ended && mount.is_there() {
+        bail!("the kernel has broken the connection; the directory is unmounted");
     }
-    if let Err(error) = unmounter.unmount() {
-        context.reporter.note(&format!(
-            "ending: something in {} is still in use ({error}); it is unmounted now, and ends with that",
-            shown(&path)
-        ));
-        rustix::mount::unmount(directory, UnmountFlags::DETACH)
-            .map_err(std::io::Error::from)
-            .with_context(|| format!("cannot unmount {}", directory.display()))?;
+    let mut patience = None;
+    if why == Event::Signal {
+        patience = Some(GRACE);
+        if let Err(error) = mount.unmount() {
+            context.reporter.note(&format!(
+                "ending: something in {} is still in use ({error}); it is unmounted now, and ends with that",
+                shown(&path)
+            ));
+            mount
+                .detach()
+                .with_context(|| format!("cannot unmount {}", directory.display()))?;
+        }
     }
-    match events.recv_timeout(GRACE) {
-        // How the connection breaks that we have asked to end does not matter.
-        Ok(_) | Err(RecvTimeoutError::Disconnected) => {}
-        Err(RecvTimeoutError::Timeout) => bail!(
+    if !open.wait_until_none(patience) {
+        bail!(
             "files of the mount were still open after {} s; whoever has them open gets errors now",
             GRACE.as_secs()
-        ),
-    }
-    Ok(Exit::Done)
-}
-
-/// The directory, absolute, if something can be mounted there.
-fn empty_directory(directory: &Path) -> Result<PathBuf> {
-    let shown = directory.display();
-    let mut entries = match std::fs::read_dir(directory) {
-        Ok(entries) => entries,
-        Err(error) => {
-            return Err(match error.kind() {
-                std::io::ErrorKind::NotFound => {
-                    usage(format!("there is no directory {shown}: make it first"))
-                }
-                std::io::ErrorKind::NotADirectory => {
-                    usage(format!("{shown} is no directory: mount needs an empty one"))
-                }
-                std::io::ErrorKind::NotConnected => usage(format!(
-                    "{shown} is a mount whose program is gone: run `umount {shown}` first"
-                )),
-                _ => anyhow::Error::new(error).context(format!("cannot look into {shown}")),
-            });
-        }
-    };
-    if entries.next().is_some() {
-        return Err(usage(format!(
-            "{shown} is not empty: mount needs an empty directory, so that nothing is hidden"
-        )));
-    }
-    directory
-        .canonicalize()
-        .with_context(|| format!("cannot find {shown}"))
-}
-
-fn mount(
-    files: PointFiles,
-    directory: &Path,
-    name: &str,
-    allow_other: bool,
-) -> Result<Session<PointFiles>> {
-    const DEVICE: &str = "/dev/fuse";
-    if !Path::new(DEVICE).exists() {
-        bail!(
-            "there is no {DEVICE}: load the kernel module with `modprobe fuse`, or use `virtkeep serve`, which needs none"
         );
     }
-    let mut config = Config::default();
-    config.mount_options = vec![
-        MountOption::RO,
-        MountOption::NoSuid,
-        MountOption::NoDev,
-        MountOption::NoExec,
-        MountOption::NoAtime,
-        MountOption::DefaultPermissions,
-        MountOption::FSName(name.to_owned()),
-        MountOption::Subtype("virtkeep".to_owned()),
-    ];
-    config.acl = if allow_other {
-        SessionACL::All
-    } else {
-        SessionACL::Owner
-    };
-    let cores = std::thread::available_parallelism().map_or(1, usize::from);
-    config.n_threads = Some((2 * cores).min(THREADS_MAX));
-    config.clone_fd = true;
-    // What fusermount3 says ends with a line break.
-    let trimmed = |error: std::io::Error| {
-        std::io::Error::new(error.kind(), error.to_string().trim().to_owned())
-    };
-    let session = Session::new(files, directory, &config).map_err(trimmed);
-    session.with_context(|| {
-        let root = rustix::process::geteuid().is_root();
-        let hint = match (root, allow_other) {
-            (true, _) => "",
-            (false, false) => " (users other than root need fusermount3, from the package fuse3)",
-            (false, true) => {
-                " (users other than root need fusermount3, and user_allow_other in /etc/fuse.conf)"
-            }
-        };
-        format!("cannot mount on {}{hint}", directory.display())
-    })
+    Ok(Exit::Done)
 }

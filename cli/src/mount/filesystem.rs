@@ -6,11 +6,11 @@
 
 use std::collections::HashMap;
 use std::ffi::OsStr;
-use std::io::{self, Read, Seek, SeekFrom};
-use std::sync::atomic::{AtomicU64, Ordering};
+use std::io;
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use std::time::{Duration, Instant, SystemTime, UNIX_EPOCH};
 
+use crossbeam_channel::Sender;
 use fuser::{
     Errno, FileAttr, FileHandle, FileType, Filesystem, FopenFlags, Generation, INodeNo,
     KernelConfig, LockOwner, OpenFlags, ReplyAttr, ReplyData, ReplyDirectory, ReplyEmpty,
@@ -19,8 +19,12 @@ use fuser::{
 use nbd_server::Export as _;
 use virtkeep_repo::{Point, PointId, RootId, UnixMillis};
 
+use super::access::Access;
+use super::cursor::DiskCursor;
 use super::inodes::{File, Inodes, Node};
+use super::opened::{OpenFiles, Opened};
 use super::partitions::{self, Partition};
+use super::session::Event;
 use super::tree::Tree;
 use crate::output::shown;
 use crate::restore::file_names::{safe, stored_file, unique};
@@ -45,29 +49,9 @@ pub(crate) struct PointFiles {
     tree: Mutex<Option<(Instant, Arc<Tree>)>>,
     tables: Mutex<HashMap<RootId, Arc<[Partition]>>>,
     inodes: Mutex<Inodes>,
-    open: Mutex<HashMap<u64, Arc<Opened>>>,
-    handles: AtomicU64,
+    open: Arc<OpenFiles>,
+    ended: Sender<Event>,
     access: Access,
-}
-
-/// Who may read.
-#[derive(Clone, Copy)]
-struct Access {
-    uid: u32,
-    gid: u32,
-    /// Everybody, or else only the user of the mount.
-    all: bool,
-}
-
-/// Something that is open.
-enum Opened {
-    Directory(Vec<(INodeNo, FileType, String)>),
-    Content(Vec<u8>),
-    Disk {
-        disk: Arc<OpenDisk>,
-        start: u64,
-        len: u64,
-    },
 }
 
 /// A file in the directory of a point.
@@ -79,21 +63,23 @@ struct Entry {
 
 impl PointFiles {
     /// The files of all points in `catalog`; for everybody, or only for the user of this process.
-    pub(crate) fn new(catalog: Catalog, for_all: bool) -> Self {
-        let access = Access {
-            uid: rustix::process::geteuid().as_raw(),
-            gid: rustix::process::getegid().as_raw(),
-            all: for_all,
-        };
+    /// `ended` is told when the kernel asks nothing any more.
+    pub(crate) fn new(catalog: Catalog, for_all: bool, ended: Sender<Event>) -> Self {
+        let access = Access::new(for_all);
         Self {
             catalog,
             tree: Mutex::default(),
             tables: Mutex::default(),
             inodes: Mutex::new(Inodes::new(access.directory(UNIX_EPOCH))),
-            open: Mutex::default(),
-            handles: AtomicU64::new(1),
+            open: Arc::default(),
+            ended,
             access,
         }
+    }
+
+    /// What is open, at any time.
+    pub(crate) fn open_files(&self) -> Arc<OpenFiles> {
+        Arc::clone(&self.open)
     }
 
     /// The names, as they are now or were a moment ago.
@@ -123,17 +109,6 @@ impl PointFiles {
 
     fn number(&self, node: Node, attr: FileAttr) -> FileAttr {
         lock(&self.inodes).number(node, attr)
-    }
-
-    fn opened(&self, handle: FileHandle) -> Result<Arc<Opened>, Errno> {
-        let open = lock(&self.open);
-        open.get(&handle.0).map(Arc::clone).ok_or(Errno::EBADF)
-    }
-
-    fn keep(&self, opened: Opened) -> FileHandle {
-        let handle = self.handles.fetch_add(1, Ordering::Relaxed);
-        lock(&self.open).insert(handle, Arc::new(opened));
-        FileHandle(handle)
     }
 
     fn find(&self, parent: INodeNo, name: &OsStr) -> Result<FileAttr, Errno> {
@@ -259,10 +234,9 @@ impl PointFiles {
         if let Some(known) = lock(&self.tables).get(&disk.root) {
             return Arc::clone(known);
         }
-        let read = self.open_disk(point, target).and_then(|disk| {
-            let mut cursor = DiskCursor { disk: &disk, at: 0 };
-            Ok(partitions::read(&mut cursor, disk.size())?)
-        });
+        let read = self
+            .open_disk(point, target)
+            .and_then(|disk| Ok(partitions::read(&mut DiskCursor::new(&disk), disk.size())?));
         match read {
             Ok(found) => {
                 let found: Arc<[Partition]> = found.into();
@@ -320,97 +294,16 @@ impl PointFiles {
     }
 }
 
-impl Opened {
-    /// At most `size` bytes from `offset` on: fewer only at the end.
-    fn read(&self, offset: u64, size: usize) -> Result<Vec<u8>, Errno> {
-        match self {
-            Self::Directory(_) => Err(Errno::EISDIR),
-            Self::Content(content) => {
-                let start = usize::try_from(offset).map_or(content.len(), |o| o.min(content.len()));
-                let end = start.saturating_add(size).min(content.len());
-                Ok(content[start..end].to_vec())
-            }
-            Self::Disk { disk, start, len } => {
-                let rest = usize::try_from(len.saturating_sub(offset)).unwrap_or(usize::MAX);
-                let mut buffer = vec![0; size.min(rest)];
-                if !buffer.is_empty() {
-                    disk.read(start + offset, &mut buffer)
-                        .map_err(|_| Errno::EIO)?;
-                }
-                Ok(buffer)
-            }
-        }
-    }
-
-    /// Where data, or else a hole, is next from `offset` on, so that programs copy sparsely.
-    fn seek(&self, offset: u64, data: bool) -> Result<u64, Errno> {
-        let len = match self {
-            Self::Directory(_) => return Err(Errno::EISDIR),
-            Self::Content(content) => content.len() as u64,
-            Self::Disk { len, .. } => *len,
-        };
-        if offset >= len {
-            return Err(Errno::ENXIO);
-        }
-        match self {
-            Self::Disk { disk, start, len } => {
-                let found = disk
-                    .next(start + offset..start + len, data)
-                    .map_err(|_| Errno::EIO)?;
-                match found {
-                    Some(at) => Ok(at - start),
-                    // There is always a hole at the end.
-                    None if data => Err(Errno::ENXIO),
-                    None => Ok(*len),
-                }
-            }
-            _ => Ok(if data { offset } else { len }),
-        }
-    }
-}
-
-impl Access {
-    fn directory(self, changed: SystemTime) -> FileAttr {
-        let perm = if self.all { 0o555 } else { 0o500 };
-        self.attr(FileType::Directory, perm, 0, changed)
-    }
-
-    fn file(self, len: u64, changed: SystemTime) -> FileAttr {
-        let perm = if self.all { 0o444 } else { 0o400 };
-        self.attr(FileType::RegularFile, perm, len, changed)
-    }
-
-    fn link(self, target: &str, changed: SystemTime) -> FileAttr {
-        self.attr(FileType::Symlink, 0o777, target.len() as u64, changed)
-    }
-
-    fn attr(self, kind: FileType, perm: u16, size: u64, changed: SystemTime) -> FileAttr {
-        FileAttr {
-            // Set when the number is known.
-            ino: INodeNo::ROOT,
-            size,
-            // One less than full: programs such as `cp` ask for holes only where there may be some.
-            blocks: size.div_ceil(512).saturating_sub(1),
-            atime: changed,
-            mtime: changed,
-            ctime: changed,
-            crtime: changed,
-            kind,
-            perm,
-            nlink: 1,
-            uid: self.uid,
-            gid: self.gid,
-            rdev: 0,
-            blksize: 4096,
-            flags: 0,
-        }
-    }
-}
-
 impl Filesystem for PointFiles {
     fn init(&mut self, _request: &Request, config: &mut KernelConfig) -> io::Result<()> {
         let _ = config.set_max_background(BACKGROUND_MAX);
         Ok(())
+    }
+
+    fn destroy(&mut self) {
+        self.open.clear();
+        // Nobody may be waiting for it any more.
+        let _ = self.ended.send(Event::Ended);
     }
 
     fn lookup(&self, _request: &Request, parent: INodeNo, name: &OsStr, reply: ReplyEntry) {
@@ -457,7 +350,7 @@ impl Filesystem for PointFiles {
         };
         match opened() {
             // The content behind a number never changes.
-            Ok(opened) => reply.opened(self.keep(opened), FopenFlags::FOPEN_KEEP_CACHE),
+            Ok(opened) => reply.opened(self.open.insert(opened), FopenFlags::FOPEN_KEEP_CACHE),
             Err(error) => reply.error(error),
         }
     }
@@ -474,7 +367,8 @@ impl Filesystem for PointFiles {
         reply: ReplyData,
     ) {
         let read = self
-            .opened(handle)
+            .open
+            .get(handle)
             .and_then(|opened| opened.read(offset, size as usize));
         match read {
             Ok(bytes) => reply.data(&bytes),
@@ -494,7 +388,7 @@ impl Filesystem for PointFiles {
         // Linux, <linux/fs.h>; all other kinds the kernel does by itself.
         const SEEK_DATA: i32 = 3;
         const SEEK_HOLE: i32 = 4;
-        let found = self.opened(handle).and_then(|opened| {
+        let found = self.open.get(handle).and_then(|opened| {
             let offset = u64::try_from(offset).map_err(|_| Errno::ENXIO)?;
             match whence {
                 SEEK_DATA => opened.seek(offset, true),
@@ -519,13 +413,16 @@ impl Filesystem for PointFiles {
         _flush: bool,
         reply: ReplyEmpty,
     ) {
-        lock(&self.open).remove(&handle.0);
+        self.open.remove(handle);
         reply.ok();
     }
 
     fn opendir(&self, _request: &Request, number: INodeNo, _flags: OpenFlags, reply: ReplyOpen) {
         match self.list(number) {
-            Ok(list) => reply.opened(self.keep(Opened::Directory(list)), FopenFlags::empty()),
+            Ok(list) => reply.opened(
+                self.open.insert(Opened::Directory(list)),
+                FopenFlags::empty(),
+            ),
             Err(error) => reply.error(error),
         }
     }
@@ -538,7 +435,7 @@ impl Filesystem for PointFiles {
         offset: u64,
         mut reply: ReplyDirectory,
     ) {
-        let opened = match self.opened(handle) {
+        let opened = match self.open.get(handle) {
             Ok(opened) => opened,
             Err(error) => return reply.error(error),
         };
@@ -562,40 +459,8 @@ impl Filesystem for PointFiles {
         _flags: OpenFlags,
         reply: ReplyEmpty,
     ) {
-        lock(&self.open).remove(&handle.0);
+        self.open.remove(handle);
         reply.ok();
-    }
-}
-
-/// A disk for a parser that reads and seeks.
-struct DiskCursor<'a> {
-    disk: &'a OpenDisk,
-    at: u64,
-}
-
-impl Read for DiskCursor<'_> {
-    fn read(&mut self, buffer: &mut [u8]) -> io::Result<usize> {
-        let rest = self.disk.size().saturating_sub(self.at);
-        let len = usize::try_from(rest).map_or(buffer.len(), |rest| rest.min(buffer.len()));
-        if len > 0 {
-            self.disk
-                .read(self.at, &mut buffer[..len])
-                .map_err(|error| io::Error::other(error.to_string()))?;
-        }
-        self.at += len as u64;
-        Ok(len)
-    }
-}
-
-impl Seek for DiskCursor<'_> {
-    fn seek(&mut self, to: SeekFrom) -> io::Result<u64> {
-        let at = match to {
-            SeekFrom::Start(at) => Some(at),
-            SeekFrom::End(by) => self.disk.size().checked_add_signed(by),
-            SeekFrom::Current(by) => self.at.checked_add_signed(by),
-        };
-        self.at = at.ok_or(io::ErrorKind::InvalidInput)?;
-        Ok(self.at)
     }
 }
 

@@ -4,11 +4,10 @@ use std::io::{BufRead, BufReader, Read, Write};
 use std::os::unix::fs::PermissionsExt;
 use std::os::unix::net::UnixStream;
 use std::process::{Child, ChildStdout, Command, Stdio};
-use std::time::{Duration, Instant};
 
 use serde_json::Value;
 
-use crate::world::{NOON, Ran, TestDomain, World, disk, tool};
+use crate::world::{NOON, Ran, TestDomain, World, disk, tool, wait_until};
 
 const MINUTE: u64 = 60_000;
 
@@ -146,15 +145,6 @@ fn remove_data(world: &World) {
                 std::fs::remove_file(pack).unwrap();
             }
         }
-    }
-}
-
-#[track_caller]
-fn wait_until(what: &str, mut is_so: impl FnMut() -> bool) {
-    let started = Instant::now();
-    while !is_so() {
-        assert!(started.elapsed() < Duration::from_secs(30), "never {what}");
-        std::thread::sleep(Duration::from_millis(5));
     }
 }
 

@@ -293,11 +293,7 @@ impl NbdServer {
         let child = command.spawn().unwrap();
         let uri = format!("nbd+unix:///?socket={}", socket.display());
         let server = Self { child, uri };
-        let started = Instant::now();
-        while !socket.exists() {
-            assert!(started.elapsed() < Duration::from_secs(30), "no NBD server");
-            std::thread::sleep(Duration::from_millis(5));
-        }
+        wait_until("an NBD server", || socket.exists());
         server
     }
 
@@ -325,4 +321,14 @@ pub(crate) fn tool(program: &str, args: &[&str]) -> String {
     let errors = String::from_utf8_lossy(&output.stderr);
     assert!(output.status.success(), "{program} {args:?}: {errors}");
     String::from_utf8(output.stdout).unwrap()
+}
+
+/// Waits for something that must happen; how long it takes is no part of any story.
+#[track_caller]
+pub(crate) fn wait_until(what: &str, mut is_so: impl FnMut() -> bool) {
+    let started = Instant::now();
+    while !is_so() {
+        assert!(started.elapsed() < Duration::from_secs(60), "never {what}");
+        std::thread::sleep(Duration::from_millis(5));
+    }
 }
