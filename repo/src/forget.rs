@@ -120,7 +120,8 @@ impl Repository {
         Ok(forgotten.collect())
     }
 
-    fn point_ids(&self) -> Result<Vec<PointId>> {
+    /// The names of the points there are.
+    pub(crate) fn point_ids(&self) -> Result<Vec<PointId>> {
         let names = self.store().storage.list(Folder::Points)?;
         let points = names.into_iter().filter_map(|name| match name {
             ObjectName::Point(id) => Some(id),
@@ -208,7 +209,8 @@ impl Repository {
         })
     }
 
-    fn is_there(&self, id: PointId) -> Result<bool> {
+    /// Whether there is a record of the point in `points/`.
+    pub(crate) fn is_there(&self, id: PointId) -> Result<bool> {
         let len = self.store().storage.len(&ObjectName::Point(id))?;
         Ok(len.is_some())
     }

@@ -285,7 +285,10 @@ impl Repository {
         let point = format::point::decode(&record, id, &self.store.keys)?;
         if !self.read_only {
             // A cache: that it cannot be written is no reason to hide a point.
-            self.store.index.put_point(id, &record).ok();
+            let settled = self.store.storage.settle(Folder::Points);
+            settled
+                .and_then(|()| self.store.cache_point(id, &record))
+                .ok();
         }
         Ok(Some(point))
     }

@@ -12,7 +12,9 @@ use crate::keys::Keys;
 use crate::manifest::NodeSource;
 use crate::read::{PlacedLeaf, Slot, Touched};
 use crate::storage::{ObjectName, Storage};
-use crate::{ChunkId, Codec, Env, Error, NodeId, PackId, RawId, RecordKind, Result, RootId};
+use crate::{
+    ChunkId, Codec, Env, Error, NodeId, PackId, PointId, RawId, RecordKind, Result, RootId,
+};
 
 /// How often a read is tried again after the pack it aimed at has gone: prune may have moved the
 /// record, and then the index knows where.
@@ -92,6 +94,17 @@ impl Store {
     ) -> Result<()> {
         record::open_into(&self.keys, kind, id, sealed, out)
             .map_err(|damage| damage.at(describe(kind, id, location)))
+    }
+
+    /// Gives a point its row in the index, unless it has been forgotten by now: a row without a record
+    /// would look like a record that was lost. The record is durable.
+    pub(crate) fn cache_point(&self, id: PointId, record: &[u8]) -> Result<()> {
+        self.index.write(|edit| {
+            if self.storage.len(&ObjectName::Point(id))?.is_some() {
+                edit.put_point(id, record)?;
+            }
+            Ok(())
+        })
     }
 
     /// Whether a read failed because the pack is no longer there.

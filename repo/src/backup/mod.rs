@@ -232,7 +232,7 @@ impl Backup {
         store.storage.put(&ObjectName::Point(id), &record)?;
         unfinished.committed = true;
         // The point exists now. Its row in the index is a cache that the next backup mends.
-        store.index.put_point(id, &record).ok();
+        store.cache_point(id, &record).ok();
         drop(lease);
         Ok(point)
     }

@@ -1,6 +1,6 @@
 //! Changing the index: one transaction under the exclusive lock.
 
-use std::collections::{HashMap, HashSet};
+use std::collections::HashMap;
 
 use redb::{ReadableTable, ReadableTableMetadata, WriteTransaction};
 
@@ -171,10 +171,12 @@ impl Edit {
         Ok(())
     }
 
-    /// Makes only these of the wanted ids stay wanted.
-    pub fn want_only(&self, ids: &HashSet<RawId>) -> Result<(), Fault> {
+    /// Makes these ids wanted no more.
+    pub fn want_no_more(&self, ids: &[RawId]) -> Result<(), Fault> {
         let mut wanted = self.transaction.open_table(WANTED)?;
-        wanted.retain(|id, ()| ids.contains(&RawId::from_bytes(id)))?;
+        for id in ids {
+            wanted.remove(id.as_bytes())?;
+        }
         Ok(())
     }
 

@@ -63,6 +63,9 @@ const LEAF_ENTRIES: usize = 36;
 /// one after the other could go on leaving one.
 const RECOVERIES_MAX: usize = 10;
 
+/// How many points are reconciled under one hold of the lock.
+const POINTS_AT_ONCE: usize = 32;
+
 /// How many ids are looked up under one hold of the lock.
 const LOOK_UP_IDS_MAX: usize = 2048;
 
@@ -310,9 +313,10 @@ impl Index {
         Ok(stats)
     }
 
-    /// Makes the cache of points hold the records that exist. `present` are the names found in `points/`;
-    /// `load` reads a record, and answers none when there is none any more. What nobody has `forgotten`
-    /// and is gone all the same stays cached: it is all that is left of that record.
+    /// Makes the cache of points hold the records that exist. `present` are the names found in `points/`.
+    /// The other two are asked under the exclusive lock: `load` reads a record, and answers none when
+    /// there is none any more. What nobody has `forgotten` and is gone all the same stays cached: it is
+    /// all that is left of that record.
     pub fn reconcile_points(
         &self,
         present: &[PointId],
@@ -323,31 +327,23 @@ impl Index {
         cached.sort_unstable();
         let mut present = present.to_vec();
         present.sort_unstable();
-        let mut missing = Vec::new();
-        for id in &present {
-            if cached.binary_search(id).is_err() {
-                missing.extend(load(*id)?.map(|record| (*id, record)));
-            }
+        let mut differing = present.clone();
+        differing.retain(|id| cached.binary_search(id).is_err());
+        cached.retain(|id| present.binary_search(id).is_err());
+        differing.append(&mut cached);
+        for few in differing.chunks(POINTS_AT_ONCE) {
+            self.write(|edit| {
+                for id in few {
+                    match load(*id)? {
+                        Some(record) => edit.put_point(*id, &record)?,
+                        None if forgotten(*id)? => drop(edit.remove_point(*id)?),
+                        None => {}
+                    }
+                }
+                Ok(())
+            })?;
         }
-        let mut gone = Vec::new();
-        for id in cached {
-            // One that was committed after `present` was listed is here, and can be loaded.
-            if present.binary_search(&id).is_err() && load(id)?.is_none() && forgotten(id)? {
-                gone.push(id);
-            }
-        }
-        if missing.is_empty() && gone.is_empty() {
-            return Ok(());
-        }
-        self.write(|edit| {
-            for (id, record) in &missing {
-                edit.put_point(*id, record)?;
-            }
-            for id in &gone {
-                edit.remove_point(*id)?;
-            }
-            Ok(())
-        })
+        Ok(())
     }
 
     /// Starts building the index anew, in a file of its own; the old one serves until the new one is

@@ -1,6 +1,6 @@
-//! Condemning packs, deciding that condemned ones are dead, and letting go of forgotten points.
+//! Condemning packs, and deciding that condemned ones are dead.
 //!
-//! All three look at the roots once more, under the exclusive index lock, and change nothing while there
+//! Both look at the roots once more, under the exclusive index lock, and change nothing while there
 //! is one that is not marked. Marking it happens without the lock; then they look again.
 
 use std::collections::HashSet;
@@ -9,14 +9,10 @@ use super::Prune;
 use super::plan::PackUse;
 use super::roots::{Listing, Unmarked};
 use crate::index::{Edit, Fault};
-use crate::storage::{Folder, ObjectName};
-use crate::{Error, PackId, PointId, Result};
+use crate::{Error, PackId, Result};
 
 /// How often roots are marked and looked at again. Each time others must have committed meanwhile.
 const LOOKS_MAX: usize = 100;
-
-/// How many records of forgotten points are deleted under one hold of the index lock.
-const RECORDS_DELETED_AT_ONCE: usize = 8;
 
 impl Prune<'_> {
     /// Condemns those of `packs` that no root reaches that was marked later. From then on nobody finds
@@ -88,38 +84,6 @@ impl Prune<'_> {
 
     fn is_needed(&self, pack: &PackUse) -> bool {
         pack.live_records > 0 || self.reached.contains(&pack.id)
-    }
-
-    /// Deletes the records of points that were forgotten before marking began: what only they need may
-    /// be condemned now. Those that somebody still relies on stay, and those that came back for a while, so
-    /// that they were marked.
-    pub fn remove_forgotten(&mut self) -> Result<()> {
-        for points in self.forgotten.chunks(RECORDS_DELETED_AT_ONCE) {
-            self.cancel.check()?;
-            let deleted = self.with_room(|| {
-                self.store.index.write(|_| {
-                    let listing = Listing::take_exact(self.repo)?;
-                    let free = points
-                        .iter()
-                        .filter(|point| !listing.names(**point) && !self.marked.has(**point));
-                    let mut deleted: Vec<PointId> = Vec::new();
-                    for point in free {
-                        let record = ObjectName::Forgotten(*point);
-                        if self.store.storage.delete(&record)? {
-                            deleted.push(*point);
-                        }
-                    }
-                    Ok(deleted)
-                })
-            })?;
-            for point in &deleted {
-                for note in self.store.storage.list(Folder::Notes(*point))? {
-                    self.store.storage.delete(&note)?;
-                }
-            }
-            self.report.forgotten_removed += deleted.len() as u64;
-        }
-        Ok(())
     }
 
     /// Runs `decide` under the exclusive index lock at a moment at which all roots are marked.

@@ -27,6 +27,7 @@
 
 mod census;
 mod condemn;
+mod forgotten;
 mod live;
 mod mark;
 mod plan;

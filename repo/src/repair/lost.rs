@@ -2,8 +2,10 @@
 
 use std::collections::HashSet;
 
-use crate::index::Index;
-use crate::{RawId, Result};
+use crate::check::Health;
+use crate::index::{Index, Location};
+use crate::lease::LeaseKind;
+use crate::{LeaseId, PointId, RawId, Repository, Result};
 
 /// Ids held in memory, about 50 MB. More than that are wanted all the same; other copies of them are
 /// looked for when the repair is repeated.
@@ -63,11 +65,46 @@ impl<'a> Lost<'a> {
         self.ids.contains(&id)
     }
 
-    /// Makes only these wanted: what no point needs any more keeps nobody waiting.
-    pub(super) fn forget_others(&self) -> Result<()> {
-        if self.overflown || self.index.read(|view| view.wanted_count())? == self.ids.len() as u64 {
+    /// Lets go of all other wanted ids, which none of the `walked` points needs, so that they keep nobody
+    /// waiting.
+    ///
+    /// Not of those that the index still finds where they are damaged: they would count as known again
+    /// once a point comes to need that pack. And of none while a backup is running, or when one has
+    /// ended whose point was not walked: it may rely on any of them.
+    pub(super) fn forget_others(
+        &self,
+        repo: &Repository,
+        health: &Health,
+        walked: &HashSet<PointId>,
+        own: LeaseId,
+    ) -> Result<()> {
+        if self.overflown {
             return Ok(());
         }
-        self.index.write(|edit| edit.want_only(&self.ids))
+        let wanted = self.index.wanted(HELD_MAX)?;
+        let others: Vec<RawId> = wanted.difference(&self.ids).copied().collect();
+        let places = self.index.locate(&others)?.into_iter();
+        let is_good = |at: Location| health.get(&at.pack).is_none_or(|pack| pack.holds(at));
+        let others: Vec<RawId> = others
+            .into_iter()
+            .zip(places)
+            .filter_map(|(id, place)| place.is_none_or(is_good).then_some(id))
+            .collect();
+        if others.is_empty() {
+            return Ok(());
+        }
+        self.index.write(|edit| {
+            // In this order: a backup puts its point before it drops its lease.
+            let leases = repo.leases.list()?;
+            let mut others_leases = leases.iter().filter(|lease| lease.alive && lease.id != own);
+            let is_writing = others_leases.any(|lease| {
+                let content = lease.content.as_ref();
+                content.is_none_or(|content| content.kind == LeaseKind::Writer)
+            });
+            if is_writing || !repo.point_ids()?.iter().all(|id| walked.contains(id)) {
+                return Ok(());
+            }
+            edit.want_no_more(&others)
+        })
     }
 }

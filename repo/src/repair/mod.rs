@@ -146,7 +146,8 @@ impl Repository {
         let found = &mut report.found;
         self.check_points(&points, &packs.health, progress, cancel, found, &mut note)?;
         left.flush()?;
-        left.forget_others()?;
+        let walked = points.iter().copied().collect();
+        left.forget_others(self, &packs.health, &walked, lease.id())?;
         report.found.wanted = self.wanted()?;
         drop(lease);
         drop(alone);

@@ -1,15 +1,15 @@
 //! Point records that are damaged or lost.
 //!
 //! The index keeps a copy of each record. One that stands up to its own checksum is as good as the
-//! original, and is put back: under the index lock, and with a copy in `forgotten/` meanwhile, so that
-//! a crash half-way leaves a forgotten point, which can be brought back.
+//! original, and is put back under the index lock. A crash half-way leaves a lost record, which the
+//! next repair puts back; prune removes nothing until then.
 
 use std::collections::HashMap;
 
 use super::{RepairOptions, RepairReport};
 use crate::format::point;
 use crate::storage::{Folder, ObjectName};
-use crate::{Cancel, Error, PointId, Repository, Result};
+use crate::{Error, PointId, Repository, Result};
 
 impl Repository {
     /// Mends what it can, sets the rest aside on request, and leaves it otherwise: the walk over the
@@ -35,71 +35,49 @@ impl Repository {
         }
         let cached: HashMap<PointId, Vec<u8>> = self.store().index.points()?.into_iter().collect();
         for id in hurt {
-            let copy = cached
-                .get(&id)
-                .filter(|record| point::decode(record, id, &self.store().keys).is_ok());
-            match copy {
-                Some(record) => match self.put_back(id, record) {
-                    Ok(()) => report.points_healed.push(id),
-                    // Something else than a file in its place, say: told as damage.
-                    Err(error) if error.is_damage() => {}
-                    Err(error) => return Err(error),
-                },
-                None if options.remove => match self.forget(&[id]) {
+            if let Some(copy) = cached.get(&id).filter(|copy| self.is_record(id, copy)) {
+                if self.put_back(id, copy)? {
+                    report.points_healed.push(id);
+                }
+            } else if options.remove {
+                match self.forget(&[id]) {
                     Ok(()) => report.points_set_aside.push(id),
+                    // Something else than a file in its place, say.
                     Err(error) if error.is_damage() => {}
                     Err(error) => return Err(error),
-                },
-                None => {}
+                }
             }
         }
         for (id, record) in lost {
-            if self.is_whole(id, &record)? {
-                self.put_back(id, &record)?;
+            if !self.is_record(id, &record) {
+                if options.remove {
+                    self.store().index.remove_point(id)?;
+                }
+            } else if self.put_back(id, &record)? {
                 report.points_healed.push(id);
             }
         }
         Ok(())
     }
 
-    /// Refuses when a record is lost that `repair` can put back: what its point needs would look unused.
+    /// Refuses when a record is lost: what its point needs would look unused.
     pub(crate) fn check_no_record_lost(&self) -> Result<()> {
-        for (id, record) in self.lost_records()? {
-            if self.is_whole(id, &record)? {
-                let why =
-                    format!("the record of point {id} is lost, though nobody has forgotten it");
-                return Err(Error::Unprunable { why });
-            }
-        }
-        Ok(())
-    }
-
-    /// Whether this is the record of a point of which everything is there. One that was forgotten and
-    /// pruned lacks something; of that only the row is left over.
-    fn is_whole(&self, id: PointId, record: &[u8]) -> Result<bool> {
-        let Ok(point) = point::decode(record, id, &self.store().keys) else {
-            return Ok(false);
-        };
-        match self.check_all_there(&point, &Cancel::new()) {
-            Ok(()) => Ok(true),
-            Err(error) if error.is_damage() || matches!(error, Error::Pruned { .. }) => Ok(false),
-            Err(error) => Err(error),
+        match self.lost_records()?.first() {
+            Some((id, _)) => Err(Error::Unprunable {
+                why: format!("the record of point {id} is lost, though nobody has forgotten it"),
+            }),
+            None => Ok(()),
         }
     }
 
     /// The points that the index remembers, and that have neither a record nor were forgotten; with what
-    /// the index holds of their records.
+    /// the index holds of their records. Whoever forgets a point removes its row before the last record
+    /// of it, and nobody gives one a row but under the index lock, while its record is there.
     pub(crate) fn lost_records(&self) -> Result<Vec<(PointId, Vec<u8>)>> {
-        let storage = &self.store().storage;
         self.store().index.read(|view| {
             let mut lost = Vec::new();
             for (id, record) in view.points()? {
-                let places = [ObjectName::Point(id), ObjectName::Forgotten(id)];
-                let mut there = false;
-                for place in places {
-                    there |= storage.len(&place)?.is_some();
-                }
-                if !there {
+                if !self.is_there(id)? && !self.is_forgotten(id)? {
                     lost.push((id, record));
                 }
             }
@@ -107,17 +85,32 @@ impl Repository {
         })
     }
 
-    fn put_back(&self, id: PointId, record: &[u8]) -> Result<()> {
+    /// Whether this is a whole record of the point.
+    pub(crate) fn is_record(&self, id: PointId, record: &[u8]) -> bool {
+        point::decode(record, id, &self.store().keys).is_ok()
+    }
+
+    /// Puts a good record in the place of a damaged or lost one. False when that cannot be done, or the point
+    /// was forgotten meanwhile.
+    fn put_back(&self, id: PointId, record: &[u8]) -> Result<bool> {
         let storage = &self.store().storage;
-        let (name, copy) = (ObjectName::Point(id), ObjectName::Forgotten(id));
-        self.store().index.write(|edit| {
-            // One left behind by somebody who was killed may be damaged, too.
-            storage.delete(&copy)?;
-            storage.put(&copy, record)?;
-            storage.delete(&name)?;
+        let name = ObjectName::Point(id);
+        // A crash half-way leaves a lost record and this row.
+        self.store().cache_point(id, record)?;
+        self.store().index.write(|_| {
+            if self.is_there(id)? {
+                // A copy left behind by somebody who was killed would make it a forgotten point.
+                storage.delete(&ObjectName::Forgotten(id))?;
+                if let Err(error) = storage.delete(&name) {
+                    // Something else than a file in its place, say.
+                    let stays = error.is_damage() && self.is_there(id)?;
+                    return if stays { Ok(false) } else { Err(error.into()) };
+                }
+            } else if self.is_forgotten(id)? {
+                return Ok(false);
+            }
             storage.put(&name, record)?;
-            storage.delete(&copy)?;
-            edit.put_point(id, record)
+            Ok(true)
         })
     }
 }

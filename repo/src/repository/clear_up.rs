@@ -69,6 +69,8 @@ impl Repository {
     /// Makes the index's cache of points hold the records there are, after somebody was killed between
     /// the one and the other. What it holds of a record that is lost stays, for `repair`.
     fn reconcile_points(&self) -> Result<()> {
+        // A row stands for a durable record.
+        self.store.storage.settle(Folder::Points)?;
         let names = self.store.storage.list(Folder::Points)?;
         let present: Vec<PointId> = names
             .into_iter()

@@ -144,6 +144,9 @@ impl Repository {
             memory.epoch = index.epoch()?;
             memory.wanted = index.wanted(WANTED_MAX)?.into_iter().collect();
             memory.lost = self.lost_records()?;
+            memory
+                .lost
+                .retain(|(id, record)| self.is_record(*id, record));
         }
         for lease in self.leases.list()? {
             let epoch = lease.content.and_then(|content| content.epoch);

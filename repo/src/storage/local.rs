@@ -188,21 +188,21 @@ impl Storage for LocalStorage {
     }
 
     fn delete(&self, name: &ObjectName) -> Result<bool> {
+        let deleted = self.delete_unsettled(name)?;
         let path = self.path_of(name);
-        let shared = &self.shared;
-        lock(&shared.open_files).files.remove(name);
-        match shared.files.remove(&path) {
-            Ok(()) => {
-                shared.sync_directory(parent(&path))?;
-                Ok(true)
-            }
-            Err(error) if error.kind() == io::ErrorKind::NotFound => {
-                // The one who deleted it may have died before its sync.
-                if shared.files.is_directory(parent(&path)) {
-                    shared.sync_directory(parent(&path))?;
-                }
-                Ok(false)
-            }
+        // The one who deleted it may have died before its sync.
+        if deleted || self.shared.files.is_directory(parent(&path)) {
+            self.shared.sync_directory(parent(&path))?;
+        }
+        Ok(deleted)
+    }
+
+    fn delete_unsettled(&self, name: &ObjectName) -> Result<bool> {
+        let path = self.path_of(name);
+        lock(&self.shared.open_files).files.remove(name);
+        match self.shared.files.remove(&path) {
+            Ok(()) => Ok(true),
+            Err(error) if error.kind() == io::ErrorKind::NotFound => Ok(false),
             Err(error) => Err(Error::io("delete", path)(error)),
         }
     }

@@ -123,6 +123,11 @@ pub trait Storage: Send + Sync {
     /// deletion is no error.
     fn delete(&self, name: &ObjectName) -> Result<bool>;
 
+    /// As [`delete`](Self::delete), but durable only once the folder was [settled](Self::settle): for many.
+    fn delete_unsettled(&self, name: &ObjectName) -> Result<bool> {
+        self.delete(name)
+    }
+
     /// Removes what killed writers have left unfinished and says how many bytes that freed.
     /// Never touches an object whose writer lives, in whatever process.
     fn remove_debris(&self) -> Result<u64>;

@@ -262,7 +262,7 @@ fn a_reader_whose_packs_are_rewritten_finds_everything_in_the_new_ones() {
     assert_clean(&repo);
 }
 
-fn index_of(repo: &Repository) -> Index {
+pub(crate) fn index_of(repo: &Repository) -> Index {
     Index::open(
         Arc::new(LocalFiles::new(repo.path())),
         Arc::new(FileGate::new(&repo.path().join("locks"), "test")),

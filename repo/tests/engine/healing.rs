@@ -1,0 +1,102 @@
+//! What was found damaged stays known as damaged until it is stored anew.
+
+use std::fs;
+use std::os::unix::fs::FileExt;
+use std::path::{Path, PathBuf};
+
+use virtkeep_repo::{Cancel, NoProgress, Point, RepairOptions, Repository};
+
+use crate::disk::{MemoryDisk, backup, draft, restore};
+use crate::prune::{History, Quiet, assert_clean, noise, now, prune, reopen, small};
+
+/// The data packs there are.
+pub(crate) fn data_packs(repo: &Repository) -> Vec<PathBuf> {
+    fs::read_dir(repo.path().join("packs"))
+        .unwrap()
+        .flat_map(|folder| fs::read_dir(folder.unwrap().path()).unwrap())
+        .map(|file| file.unwrap().path())
+        .filter(|path| fs::read(path).unwrap()[10] == 1)
+        .collect()
+}
+
+/// Spoils the content of the first record.
+pub(crate) fn spoil(pack: &Path) {
+    let file = fs::OpenOptions::new().write(true).open(pack).unwrap();
+    file.write_all_at(&[0xff; 16], 64 + 200).unwrap();
+}
+
+fn repair(repo: &Repository, remove: bool) {
+    let options = RepairOptions {
+        remove,
+        ..RepairOptions::default()
+    };
+    repo.repair(options, &Quiet, &Cancel::new()).unwrap();
+}
+
+/// A disk that one point holds, which is forgotten: garbage.
+fn garbage(repo: &Repository) -> (MemoryDisk, Point) {
+    let mut disk = MemoryDisk::new(512 << 10);
+    disk.write(0, &noise(4711, 512 << 10));
+    let point = backup(repo, &disk.whole(), None);
+    repo.forget(&[point.id]).unwrap();
+    (disk, point)
+}
+
+#[test]
+fn what_a_running_backup_relies_on_stays_wanted_when_it_is_found_damaged() {
+    for remove in [false, true] {
+        let (_dir, repo) = small();
+        let mut history = History::new(512 << 10);
+        history.grow(&repo, 2);
+        let before = data_packs(&repo);
+        let (mut disk, _) = garbage(&repo);
+        let source = disk.whole();
+        let running = repo.begin_backup(&[], "test").unwrap();
+        let stored = running
+            .store_disk(&source, None, &NoProgress, &Cancel::new())
+            .unwrap();
+        assert_eq!(stored.stats.new_chunks, 0, "all of it was found");
+        let of_garbage = data_packs(&repo);
+        let pack = of_garbage.iter().find(|pack| !before.contains(pack));
+        spoil(pack.unwrap());
+        repair(&reopen(&repo), remove);
+        let point = running.commit(draft(&source, stored)).unwrap();
+
+        let repo = reopen(&repo);
+        prune(&repo, now());
+        let next = backup(&repo, &disk.changes(), Some(&point));
+        let repo = reopen(&repo);
+        assert!(restore(&repo, &next) == disk.bytes, "remove: {remove}");
+        assert!(restore(&repo, &point) == disk.bytes);
+        repair(&repo, true);
+        assert_eq!(repo.wanted().unwrap(), 0);
+        history.assert_restores(&repo);
+        assert_clean(&repo);
+    }
+}
+
+#[test]
+fn what_a_point_that_comes_back_relies_on_is_still_known_as_damaged() {
+    let (_dir, repo) = small();
+    let mut history = History::new(512 << 10);
+    history.grow(&repo, 2);
+    let before = data_packs(&repo);
+    let (mut disk, point) = garbage(&repo);
+    let of_garbage = data_packs(&repo);
+    spoil(
+        of_garbage
+            .iter()
+            .find(|pack| !before.contains(pack))
+            .unwrap(),
+    );
+    let repo = reopen(&repo);
+    repair(&repo, false);
+    repo.undo_forget(point.id, &Cancel::new()).unwrap();
+    prune(&repo, now());
+    let next = backup(&repo, &disk.changes(), Some(&point));
+    let repo = reopen(&repo);
+    assert!(restore(&repo, &next) == disk.bytes);
+    repair(&repo, true);
+    assert_eq!(repo.wanted().unwrap(), 0);
+    assert_clean(&repo);
+}
