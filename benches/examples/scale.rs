@@ -1,24 +1,34 @@
 //! Measures a repository of very many points and chunks: listing, forgetting, pruning, checking.
 //!
-//! `cargo run --release -p virtkeep-benches --example scale -- DIR [DOMAINS [POINTS]]`
+//! `cargo run --release -p virtkeep-benches --example scale -- DIR [DOMAINS [POINTS [STEP…]]]`
 //!
 //! Backs up `DOMAINS` domains (100) `POINTS` times each (100) into a new repository in `DIR`, through the
 //! engine's own calls: 50,000 chunks in the first point of each, 512 new ones in every further point. So
 //! the default is 10,000 points and 10 million chunks in 20,000 packs. Chunks are of 4 KiB and all but 16
-//! bytes of them are zero, so all of it takes about 4 GB. Each step prints its seconds, the processor's
-//! seconds, and the most memory it held.
+//! bytes of them are zero, so all of it takes about 4 GB.
+//!
+//! Each step is a process of its own. It prints its seconds, the processor's seconds, the most memory it
+//! held, and how long another command that only wants to look something up had to wait at most. The
+//! step `policy` needs the program itself: `cargo build --release` before.
 
 use std::error::Error;
 use std::fs;
-use std::path::PathBuf;
-use std::time::Instant;
+use std::path::{Path, PathBuf};
+use std::process::{Command, Stdio};
+use std::sync::Arc;
+use std::sync::atomic::{AtomicBool, Ordering};
+use std::thread;
+use std::time::{Duration, Instant};
 
 use virtkeep_benches::{Pseudo, draft};
+use virtkeep_repo::index::{FileGate, Identity, Index, LocalFiles};
 use virtkeep_repo::{
     ByteLen, Cancel, CheckOptions, CheckProgress, DiskOffset, DiskSource, DomainUuid, Env, Extent,
     ExtentState, InitOptions, Next, NoProgress, OpenOptions, Point, PointId, PruneOptions,
-    PruneProgress, PruneStage, ReadData, ReadQueue, Repository, SourceError, UnixMillis,
+    PruneProgress, PruneStage, ReadData, ReadQueue, RepoId, Repository, SourceError, UnixMillis,
 };
+
+type Result<T, E = Box<dyn Error>> = std::result::Result<T, E>;
 
 const CHUNK: u64 = 4096;
 /// Chunks below a leaf.
@@ -27,22 +37,111 @@ const LEAVES: u64 = 50_000 / LEAF_CHUNKS;
 /// Leaves that change between two points of a domain.
 const LEAVES_CHANGED: u64 = 8;
 
-fn main() -> Result<(), Box<dyn Error>> {
+/// All steps, in their order.
+const STEPS: [&str; 14] = [
+    "grow",
+    "list",
+    "show",
+    "stats",
+    "check",
+    "read-data",
+    "policy",
+    "forget",
+    "list",
+    "dry-run",
+    "prune",
+    "prune",
+    "check",
+    "rebuild",
+];
+
+fn main() -> Result<()> {
     let mut arguments = std::env::args().skip(1);
-    let dir = PathBuf::from(arguments.next().ok_or("name a directory")?);
+    let dir = arguments.next().ok_or("name a directory")?;
     let mut number = || arguments.next().map_or(Ok(100), |text| text.parse::<u64>());
     let (domains, points) = (number()?, number()?);
+    let steps: Vec<String> = arguments.collect();
+    match steps.as_slice() {
+        [step] => run(step, &PathBuf::from(dir).join("repo"), domains, points),
+        [] => run_each(&STEPS, &dir, domains, points),
+        several => {
+            let several: Vec<&str> = several.iter().map(String::as_str).collect();
+            run_each(&several, &dir, domains, points)
+        }
+    }
+}
+
+fn run_each(steps: &[&str], dir: &str, domains: u64, points: u64) -> Result<()> {
+    for step in steps {
+        let numbers = [domains.to_string(), points.to_string()];
+        let mut process = Command::new(std::env::current_exe()?);
+        let status = process.arg(dir).args(numbers).arg(step).status()?;
+        if !status.success() {
+            return Err(format!("{step}: {status}").into());
+        }
+    }
+    Ok(())
+}
+
+fn run(step: &str, path: &Path, domains: u64, points: u64) -> Result<()> {
+    let open = || Repository::open(path, &OpenOptions::default(), Env::system());
+    match step {
+        "grow" => grow(path, domains, points)?,
+        "list" => drop(measure(path, step, || Ok(open()?.points()?))?),
+        "show" => {
+            let all = open()?.points()?;
+            let point = all[all.len() / 2].id;
+            measure(path, step, || Ok(open()?.point(point)?))?;
+        }
+        "stats" => println!("{:?}", measure(path, step, || Ok(open()?.stats()?))?),
+        "check" => check(path, step, &open()?, ReadData::Nothing)?,
+        "read-data" => check(path, "check --read-data", &open()?, ReadData::ALL)?,
+        "policy" => measure(path, step, || apply_policy(path))?,
+        "forget" => {
+            // Every second point, so that no pack of data can go whole and half of the nodes can.
+            let all = open()?.points()?;
+            let forgotten: Vec<PointId> = all.iter().step_by(2).map(|point| point.id).collect();
+            let what = format!("forget {} points", forgotten.len());
+            measure(path, &what, || Ok(open()?.forget(&forgotten)?))?;
+        }
+        "dry-run" => {
+            let (options, repo) = (PruneOptions::default(), open()?);
+            let forecast = || Ok(repo.prune_dry_run(options, &Quiet, &Cancel::new())?);
+            println!("    {:?}", measure(path, "prune --dry-run", forecast)?);
+        }
+        "prune" => {
+            let (options, repo) = (PruneOptions::default(), open()?);
+            let prune = || Ok(repo.prune(options, &Quiet, &Cancel::new())?);
+            println!("    {:?}", measure(path, step, prune)?);
+        }
+        "rebuild" => {
+            let options = OpenOptions::default();
+            let (env, cancel) = (Env::system(), Cancel::new());
+            let rebuild = || {
+                Ok(Repository::rebuild_index(
+                    path, &options, env, &Quiet, &cancel,
+                )?)
+            };
+            measure(path, "repair: the index anew", rebuild)?;
+            println!("{:?}", open()?.stats()?);
+        }
+        other => return Err(format!("there is no step {other}").into()),
+    }
+    Ok(())
+}
+
+fn grow(path: &Path, domains: u64, points: u64) -> Result<()> {
     let options = InitOptions {
         chunk_size: ByteLen(CHUNK),
         ..InitOptions::default()
     };
-    let repo = Repository::init(&dir.join("repo"), &options, Env::system())?;
+    let repo = Repository::init(path, &options, Env::system())?;
     let mut machines: Vec<Machine> = (0..domains).map(Machine::new).collect();
     // A tenth at a time: what grows with the repository shows.
     for tenth in 0..10 {
         let rounds = points * tenth / 10..points * (tenth + 1) / 10;
         let what = format!("{} backups", domains * (rounds.end - rounds.start));
-        step(&what, || {
+        measure(path, &what, || {
             for round in rounds {
                 machines
                     .iter_mut()
@@ -51,50 +150,30 @@ fn main() -> Result<(), Box<dyn Error>> {
             Ok(())
         })?;
     }
-    println!("{:?}", repo.stats()?);
-
-    let again = || Repository::open(repo.path(), &OpenOptions::default(), Env::system());
-    let all = step("list", || Ok(again()?.points()?))?;
-    step("show", || Ok(again()?.point(all[all.len() / 2].id)?))?;
-    step("stats", || Ok(again()?.stats()?))?;
-    check("check", &repo, ReadData::Nothing)?;
-    check("check --read-data", &repo, ReadData::ALL)?;
-
-    // Every second point, so that no pack of data can go whole and half of the nodes can.
-    let forgotten: Vec<PointId> = all.iter().step_by(2).map(|point| point.id).collect();
-    let what = format!("forget {} points", forgotten.len());
-    step(&what, || Ok(again()?.forget(&forgotten)?))?;
-    step("list what is left", || Ok(again()?.points()?))?;
-    prune("prune", &repo)?;
-    prune("prune again", &repo)?;
-    check("check", &repo, ReadData::Nothing)?;
-    step("repair: the index anew", || {
-        let options = OpenOptions::default();
-        let path = repo.path();
-        Ok(Repository::rebuild_index(
-            path,
-            &options,
-            Env::system(),
-            &Quiet,
-            &Cancel::new(),
-        )?)
-    })?;
-    println!("{:?}", repo.stats()?);
     Ok(())
 }
 
-fn check(what: &str, repo: &Repository, read_data: ReadData) -> Result<(), Box<dyn Error>> {
+fn check(path: &Path, what: &str, repo: &Repository, read_data: ReadData) -> Result<()> {
     let options = CheckOptions { read_data };
-    let report = step(what, || Ok(repo.check(options, &Quiet, &Cancel::new())?))?;
+    let check = || Ok(repo.check(options, &Quiet, &Cancel::new())?);
+    let report = measure(path, what, check)?;
     assert!(report.is_clean(), "{report:?}");
     Ok(())
 }
 
-fn prune(what: &str, repo: &Repository) -> Result<(), Box<dyn Error>> {
-    let options = PruneOptions::default();
-    let report = step(what, || Ok(repo.prune(options, &Quiet, &Cancel::new())?))?;
-    println!("    {report:?}");
-    Ok(())
+/// What the program says to a policy; its own memory is not seen.
+fn apply_policy(path: &Path) -> Result<()> {
+    let here = std::env::current_exe()?;
+    let program = here.parent().and_then(Path::parent).ok_or("no directory")?;
+    let mut forget = Command::new(program.join("virtkeep"));
+    forget.arg("-r").arg(path).arg("forget");
+    forget.args("--keep-daily 14 --keep-weekly 8 --keep-monthly 12 --keep-within 3d".split(' '));
+    let status = forget.arg("--dry-run").stdout(Stdio::null()).status()?;
+    if status.success() {
+        Ok(())
+    } else {
+        Err(format!("{forget:?}: {status}").into())
+    }
 }
 
 struct Quiet;
@@ -134,7 +213,7 @@ impl Machine {
         }
     }
 
-    fn back_up(&mut self, repo: &Repository, round: u64) -> Result<(), Box<dyn Error>> {
+    fn back_up(&mut self, repo: &Repository, round: u64) -> Result<()> {
         if self.last.is_some() {
             self.changed.fill(false);
             for _ in 0..LEAVES_CHANGED {
@@ -191,21 +270,41 @@ impl DiskSource for Machine {
     }
 }
 
-fn step<T>(
-    what: &str,
-    work: impl FnOnce() -> Result<T, Box<dyn Error>>,
-) -> Result<T, Box<dyn Error>> {
-    // The kernel's high-water mark starts anew.
-    let _ = fs::write("/proc/self/clear_refs", "5");
-    let (started, used) = (Instant::now(), processor_seconds());
-    let done = work()?;
-    let (took, used) = (started.elapsed(), processor_seconds() - used);
-    let took = took.as_secs_f64();
-    println!(
-        "{what}: {took:.2} s, processor {used:.2} s, {} MiB",
-        peak_rss_mib()
-    );
-    Ok(done)
+fn measure<T>(path: &Path, what: &str, work: impl FnOnce() -> Result<T>) -> Result<T> {
+    let over = AtomicBool::new(false);
+    thread::scope(|scope| {
+        let watch = scope.spawn(|| longest_wait(path, &over));
+        let (started, used) = (Instant::now(), processor_seconds());
+        let done = work();
+        let (took, used) = (started.elapsed(), processor_seconds() - used);
+        over.store(true, Ordering::Relaxed);
+        let waited = watch.join().map_err(|_| "the watch panicked")?;
+        let (took, peak) = (took.as_secs_f64(), peak_rss_mib());
+        println!(
+            "{what}: {took:.2} s, processor {used:.2} s, {peak} MiB, others waited {waited:?} at most"
+        );
+        done
+    })
+}
+
+/// Looks at the index now and then, as another command would.
+fn longest_wait(path: &Path, over: &AtomicBool) -> Duration {
+    let gate = FileGate::new(&path.join("locks"), "bench");
+    // Not asked whether it is this repository's.
+    let identity = Identity {
+        repo: RepoId::from_bytes([0; 16]),
+        owner: 0,
+    };
+    let index = Index::at(Arc::new(LocalFiles::new(path)), Arc::new(gate), identity);
+    let mut longest = Duration::ZERO;
+    while !over.load(Ordering::Relaxed) {
+        let started = Instant::now();
+        if index.epoch().is_ok() {
+            longest = longest.max(started.elapsed());
+        }
+        thread::sleep(Duration::from_millis(5));
+    }
+    longest
 }
 
 /// User and system time of all threads.

@@ -48,6 +48,7 @@ mod read;
 mod repair;
 mod repository;
 mod reserve;
+mod seen;
 mod source;
 #[doc(hidden)]
 pub mod storage;

@@ -13,7 +13,6 @@
 pub(crate) mod packs;
 mod points;
 mod share;
-mod sound;
 
 use std::collections::HashMap;
 use std::ops::Range;

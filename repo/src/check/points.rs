@@ -7,12 +7,12 @@ use std::collections::HashSet;
 use std::ops::Range;
 
 use super::packs::reason;
-use super::sound::Sound;
 use super::{Affected, CheckProgress, Health};
 use crate::format::node::Node;
 use crate::ids::ContentId;
 use crate::manifest::{NodeSource, Shape};
 use crate::read::fetch_many;
+use crate::seen::Seen;
 use crate::store::Store;
 use crate::{Cancel, ChunkId, Disk, Error, NodeId, Point, RawId, Repository, Result, StoredFile};
 
@@ -36,7 +36,7 @@ pub(super) struct PointWalk<'a> {
     cancel: &'a Cancel,
     progress: &'a dyn CheckProgress,
     on_lost: &'a mut dyn FnMut(RawId) -> Result<()>,
-    sound: Sound,
+    sound: Seen,
     /// How much was told to `progress`.
     pub(super) told: u64,
 }
@@ -68,7 +68,7 @@ impl<'a> PointWalk<'a> {
             cancel,
             progress,
             on_lost,
-            sound: Sound::default(),
+            sound: Seen::default(),
             told: 0,
         })
     }

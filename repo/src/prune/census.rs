@@ -6,6 +6,7 @@
 use std::collections::{HashMap, HashSet};
 
 use super::live::{LiveSet, first_id, prefix};
+use super::usage::Usage;
 use crate::index::{Indexed, PackNumber};
 use crate::store::Store;
 use crate::{Cancel, Error, Result};
@@ -13,19 +14,10 @@ use crate::{Cancel, Error, Result};
 /// How many entries are looked at under one hold of the index lock.
 const SCAN_ENTRIES: usize = 16 << 10;
 
-/// What of a pack is needed.
-#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
-pub(super) struct Usage {
-    /// Number of records.
-    pub(super) records: u32,
-    /// Bytes of them.
-    pub(super) bytes: u64,
-}
-
 /// How the packs are used, as far as counted.
 #[derive(Debug, Default)]
 pub(super) struct Census {
-    /// By pack; one that is missing here holds nothing that is needed.
+    /// By pack; to one that is missing here no entry points.
     pub(super) packs: HashMap<PackNumber, Usage>,
     /// Ids that are needed and in no pack that the index knows: how many, those aside that are known
     /// to be lost.
@@ -33,6 +25,12 @@ pub(super) struct Census {
 }
 
 impl Census {
+    /// The packs in which something is needed.
+    pub(super) fn needed(&self) -> impl Iterator<Item = PackNumber> {
+        let used = self.packs.iter().filter(|(_, usage)| usage.records > 0);
+        used.map(|(number, _)| *number)
+    }
+
     /// Counts what `live`, which is settled, covers. `wanted` are known to be damaged or lost.
     pub(super) fn count(
         &mut self,
@@ -41,29 +39,23 @@ impl Census {
         wanted: &HashSet<u64>,
         cancel: &Cancel,
     ) -> Result<()> {
-        let mut ids = live.prefixes();
-        let mut found = 0;
+        let mut ids = live.prefixes().iter().peekable();
+        // Whether the index has the next of them.
+        let mut found = false;
         scan(store, live.from(), live.until(), cancel, |entry| {
             let at = prefix(entry.id);
-            let passed = ids.partition_point(|id| *id < at);
-            self.lose(&ids[..passed], found, wanted);
-            found = if passed > 0 { 0 } else { found };
-            ids = &ids[passed..];
-            if ids.first() == Some(&at) {
-                found = 1;
-                let usage = self.packs.entry(entry.pack).or_default();
-                usage.records += 1;
-                usage.bytes += u64::from(entry.len);
+            while let Some(passed) = ids.next_if(|id| **id < at) {
+                self.lost += u64::from(!found && !wanted.contains(passed));
+                found = false;
             }
+            let needed = ids.peek() == Some(&&at);
+            found |= needed;
+            let usage = self.packs.entry(entry.pack).or_default();
+            usage.count(entry.id, entry.len, needed);
         })?;
-        self.lose(ids, found, wanted);
+        let rest = ids.skip(usize::from(found));
+        self.lost += rest.filter(|id| !wanted.contains(id)).count() as u64;
         Ok(())
-    }
-
-    /// Of these live ids only the first `found` are in the index.
-    fn lose(&mut self, ids: &[u64], found: usize, wanted: &HashSet<u64>) {
-        let lost = ids.iter().skip(found).filter(|id| !wanted.contains(id));
-        self.lost += lost.count() as u64;
     }
 }
 

@@ -14,31 +14,30 @@ use crate::{Error, PackId, Result};
 /// How often roots are marked and looked at again. Each time others must have committed meanwhile.
 const LOOKS_MAX: usize = 100;
 
+/// How many packs are condemned, or decided upon, under one hold of the index lock. Each pack stands for
+/// itself, so that a part of them is as good as all.
+const PACKS_AT_ONCE: usize = 1024;
+
 impl Prune<'_> {
     /// Condemns those of `packs` that no root reaches that was marked later. From then on nobody finds
     /// anything in them that he did not find before.
     pub fn condemn(&mut self, packs: &[PackId]) -> Result<()> {
-        if packs.is_empty() {
-            return Ok(());
-        }
-        let (epoch, doomed) = self.with_all_marked(|prune, edit, _| {
-            let doomed: Vec<PackId> = packs
-                .iter()
-                .filter(|pack| !prune.reached.contains(pack))
-                .copied()
-                .collect();
-            let epoch = edit.condemn(&doomed)?;
-            Ok((epoch, doomed))
-        })?;
-        let doomed: HashSet<PackId> = doomed.into_iter().collect();
-        let uses = self.packs.iter().filter(|pack| doomed.contains(&pack.id));
-        for pack in uses {
-            let emptied = PackUse {
-                live_records: 0,
-                live_bytes: 0,
-                ..*pack
-            };
-            self.condemned.insert(pack.id, (epoch, emptied));
+        for packs in packs.chunks(PACKS_AT_ONCE) {
+            let (epoch, doomed) = self.with_all_marked(|prune, edit, _| {
+                let mut doomed = packs.to_vec();
+                doomed.retain(|pack| !prune.reached.contains(pack));
+                let epoch = edit.condemn(&doomed)?;
+                Ok((epoch, doomed))
+            })?;
+            let doomed: HashSet<PackId> = doomed.into_iter().collect();
+            for pack in self.packs.iter().filter(|pack| doomed.contains(&pack.id)) {
+                let emptied = PackUse {
+                    live_records: 0,
+                    live_bytes: 0,
+                    ..*pack
+                };
+                self.condemned.insert(pack.id, (epoch, emptied));
+            }
         }
         Ok(())
     }
@@ -48,7 +47,10 @@ impl Prune<'_> {
     /// there.
     pub fn settle(&mut self) -> Result<()> {
         loop {
-            self.settle_once()?;
+            let condemned: Vec<PackId> = self.condemned.keys().copied().collect();
+            for packs in condemned.chunks(PACKS_AT_ONCE) {
+                self.settle_some(packs)?;
+            }
             if self.condemned.is_empty() || !self.options.exact {
                 return Ok(());
             }
@@ -56,34 +58,29 @@ impl Prune<'_> {
         }
     }
 
-    fn settle_once(&mut self) -> Result<()> {
-        if self.condemned.is_empty() {
-            return Ok(());
-        }
-        let dead = self.with_all_marked(|prune, edit, listing| {
-            let condemned = prune.condemned.iter();
-            let (revived, rest): (Vec<_>, Vec<_>) =
-                condemned.partition(|(_, (_, pack))| prune.is_needed(pack));
-            let revived: Vec<PackId> = revived.into_iter().map(|(pack, _)| *pack).collect();
+    fn settle_some(&mut self, packs: &[PackId]) -> Result<()> {
+        let (revived, dead) = self.with_all_marked(|prune, edit, listing| {
+            let (revived, rest): (Vec<PackId>, Vec<PackId>) =
+                packs.iter().partition(|pack| prune.is_needed(pack));
             edit.revive(&revived)?;
             let oldest = listing.oldest_writer();
-            let dead: Vec<PackId> = rest
-                .into_iter()
-                .filter(|(_, (epoch, _))| oldest.is_none_or(|oldest| oldest >= *epoch))
-                .map(|(pack, _)| *pack)
-                .collect();
+            let dead = rest.into_iter().filter(|pack| {
+                let (epoch, _) = prune.condemned[pack];
+                oldest.is_none_or(|oldest| oldest >= epoch)
+            });
+            let dead: Vec<PackId> = dead.collect();
             edit.bury(&dead)?;
-            Ok(dead)
+            Ok((revived, dead))
         })?;
-        let buried: HashSet<PackId> = dead.iter().copied().collect();
-        let mut condemned = std::mem::take(&mut self.condemned);
-        condemned.retain(|pack, (_, used)| !self.is_needed(used) && !buried.contains(pack));
-        self.condemned = condemned;
+        for pack in revived.iter().chain(&dead) {
+            self.condemned.remove(pack);
+        }
         self.remove(&dead)
     }
 
-    fn is_needed(&self, pack: &PackUse) -> bool {
-        pack.live_records > 0 || self.reached.contains(&pack.id)
+    /// Whether something in a condemned pack is needed.
+    fn is_needed(&self, pack: &PackId) -> bool {
+        self.condemned[pack].1.live_records > 0 || self.reached.contains(pack)
     }
 
     /// Runs `decide` under the exclusive index lock at a moment at which all roots are marked.

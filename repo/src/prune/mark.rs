@@ -6,12 +6,15 @@ use super::census::Census;
 use super::live::{LiveSet, Reach};
 use super::plan::{PackUse, plan};
 use super::roots::{Listing, Unmarked};
-use super::walk::Absence;
+use super::walk::{Absence, Target};
 use super::{Prune, PruneStage, unprunable};
 use crate::index::{PackNumber, PackRow, PackState, View};
 use crate::storage::{Folder, ObjectName};
 use crate::store::Store;
 use crate::{Error, LeaseId, PackId, RawId, Result};
+
+/// Ids that are looked up at once, 32 bytes each.
+const IDS_AT_ONCE: usize = 64 << 10;
 
 impl Prune<'_> {
     /// Walks from all roots and counts what of each pack is needed. Without a lock: it may take long.
@@ -30,10 +33,9 @@ impl Prune<'_> {
         let young = self.young_unfinished()?;
         let unmarked = self.marked.missing(&listing);
         let walks = self.marked.take(self.repo, &unmarked).map_err(unprunable)?;
-        self.targets.extend(walks);
-        let census = self.census()?;
+        let census = self.census(&walks)?;
         self.check_present(&rows, &census)?;
-        self.sort_packs(&rows, &census, &listing.alive(), &young);
+        self.sort_packs(rows, census, &listing.alive(), &young);
         Ok(())
     }
 
@@ -52,27 +54,26 @@ impl Prune<'_> {
         Ok(young.into_iter().map(|(lease, _)| lease).collect())
     }
 
-    fn census(&mut self) -> Result<Census> {
+    fn census(&mut self, walks: &[(Absence, Vec<Target>)]) -> Result<Census> {
         let wanted = self.wanted()?;
         let mut census = Census::default();
         let mut from = 0;
         loop {
             let mut live = LiveSet::new(from, self.options.live_ids_max);
-            self.walk_all(&mut live)?;
+            self.walker.start_anew();
+            for (absence, targets) in walks {
+                let walked = self.walker.walk(targets, *absence, &mut live);
+                walked.map_err(unprunable)?;
+            }
             live.settle();
             census.count(self.store, &live, &wanted, self.cancel)?;
-            let until = live.until();
-            if live.is_whole() {
-                self.live = Some(live);
-            }
-            match until.checked_add(1) {
+            match live.until().checked_add(1) {
                 Some(next) => from = next,
                 None => break,
             }
         }
         // Of what only leases rely on, something may be gone.
-        let certain = self
-            .targets
+        let certain = walks
             .iter()
             .all(|(absence, targets)| *absence == Absence::IsDamage || targets.is_empty());
         if census.lost > 0 && certain {
@@ -83,38 +84,23 @@ impl Prune<'_> {
         Ok(census)
     }
 
-    /// Walks all roots from the beginning.
-    pub(super) fn walk_all(&mut self, reach: &mut dyn Reach) -> Result<()> {
-        self.walker.start_anew();
-        for (absence, targets) in &self.targets {
-            self.walker
-                .walk(targets, *absence, reach)
-                .map_err(unprunable)?;
-        }
-        Ok(())
-    }
-
     /// The index may be wrong about where things are; then the packs that look unused may hold the only
     /// copies. Packs that hold what is needed must be there at least.
     fn check_present(&self, rows: &[(PackNumber, PackRow)], census: &Census) -> Result<()> {
         let known: HashSet<PackNumber> = rows.iter().map(|(number, _)| *number).collect();
-        if census.packs.keys().any(|number| !known.contains(number)) {
+        if census.needed().any(|number| !known.contains(&number)) {
             // Others have stored something meanwhile; or the index points to packs that it does not know.
             let now = self.store.index.read(View::numbered_packs)?;
             let now: HashSet<PackNumber> = now.iter().map(|(number, _)| *number).collect();
-            if census.packs.keys().any(|number| !now.contains(number)) {
+            if census.needed().any(|number| !now.contains(&number)) {
                 let why = "the index points to packs that it does not know".to_owned();
                 return Err(Error::Unprunable { why });
             }
         }
-        for (number, row) in rows {
-            if !census.packs.contains_key(number) {
-                continue;
-            }
+        let needed: HashSet<PackNumber> = census.needed().collect();
+        for (_, row) in rows.iter().filter(|(number, _)| needed.contains(number)) {
             let found = self.store.storage.len(&ObjectName::Pack(row.id))?;
-            if found != Some(row.bytes)
-                && self.store.index.read(|view| view.pack(row.id))?.is_some()
-            {
+            if found != Some(row.bytes) && self.is_counted_on(row.id)? {
                 let found = found.map_or("nothing".to_owned(), |bytes| format!("{bytes} bytes"));
                 let (pack, bytes) = (row.id, row.bytes);
                 let why =
@@ -125,18 +111,24 @@ impl Prune<'_> {
         Ok(())
     }
 
+    /// Whether a pack is not being deleted now: a dry run has no lock that keeps another prune out.
+    fn is_counted_on(&self, pack: PackId) -> Result<bool> {
+        let row = self.store.index.read(|view| view.pack(pack))?;
+        Ok(row.is_some_and(|row| row.state != PackState::Dead))
+    }
+
     /// Sets candidates, condemned packs and the others apart, and makes the plan.
     fn sort_packs(
         &mut self,
-        rows: &[(PackNumber, PackRow)],
-        census: &Census,
+        rows: Vec<(PackNumber, PackRow)>,
+        mut census: Census,
         alive: &HashSet<LeaseId>,
         young: &HashSet<LeaseId>,
     ) {
         let mut other_bytes = 0;
         for (number, row) in rows {
-            self.numbers.insert(row.id, *number);
-            let usage = census.packs.get(number).copied().unwrap_or_default();
+            self.numbers.insert(row.id, number);
+            let usage = census.packs.entry(number).or_default();
             let pack = PackUse {
                 id: row.id,
                 kind: row.kind,
@@ -165,22 +157,21 @@ impl Prune<'_> {
         let unused_max = self.options.unused_max_percent;
         self.plan = plan(&self.packs, other_bytes, unused_max, target);
         self.report.bytes_unused = self.plan.left_bytes;
+        for pack in &self.plan.rewrite {
+            let usage = census.packs.remove(&self.numbers[&pack.id]);
+            self.usages.insert(pack.id, usage.unwrap_or_default());
+        }
     }
 
     /// Marks roots that came after the others, and notes which packs they reach.
     pub(super) fn mark_more(&mut self, unmarked: &Unmarked) -> Result<()> {
         let walks = self.marked.take(self.repo, unmarked).map_err(unprunable)?;
-        let mut reached = ReachedPacks {
-            store: self.store,
-            packs: HashSet::new(),
-        };
+        let mut reached = ReachedPacks::new(self.store);
         for (absence, targets) in walks {
-            self.walker
-                .walk(&targets, absence, &mut reached)
-                .map_err(unprunable)?;
-            self.targets.push((absence, targets));
+            let walked = self.walker.walk(&targets, absence, &mut reached);
+            walked.map_err(unprunable)?;
         }
-        self.reached.extend(reached.packs);
+        self.reached.extend(reached.finish()?);
         Ok(())
     }
 }
@@ -189,13 +180,42 @@ impl Prune<'_> {
 struct ReachedPacks<'a> {
     store: &'a Store,
     packs: HashSet<PackId>,
+    /// Ids that are not looked up yet.
+    ids: Vec<RawId>,
+}
+
+impl<'a> ReachedPacks<'a> {
+    fn new(store: &'a Store) -> Self {
+        Self {
+            store,
+            packs: HashSet::new(),
+            ids: Vec::new(),
+        }
+    }
+
+    fn look_up(&mut self) -> Result<()> {
+        // In order and each once: neighbours share pages of the index.
+        self.ids.sort_unstable();
+        self.ids.dedup();
+        let places = self.store.index.locate(&self.ids)?;
+        let packs = places.into_iter().flatten().map(|place| place.pack);
+        self.packs.extend(packs);
+        self.ids.clear();
+        Ok(())
+    }
+
+    fn finish(mut self) -> Result<HashSet<PackId>> {
+        self.look_up()?;
+        Ok(self.packs)
+    }
 }
 
 impl Reach for ReachedPacks<'_> {
     fn reach(&mut self, ids: &[RawId]) -> Result<()> {
-        let places = self.store.index.locate(ids)?;
-        let packs = places.into_iter().flatten().map(|place| place.pack);
-        self.packs.extend(packs);
+        self.ids.extend_from_slice(ids);
+        if self.ids.len() >= IDS_AT_ONCE {
+            self.look_up()?;
+        }
         Ok(())
     }
 }

@@ -5,8 +5,8 @@
 //!
 //! 1. [`begin`](Prune::begin): the maintenance lock keeps a second prune, repair and adoption by
 //!    backups out. What killed commands left is adopted; what is dead since an earlier prune is removed.
-//! 2. [`mark`](Prune::mark) (`roots`, `walk`, `live`, `census`): walks from all roots, and counts what
-//!    of each pack is needed. Packs of living leases are no candidates: rows are read before leases, so
+//! 2. [`mark`](Prune::mark) (`roots`, `walk`, `live`, `census`, `usage`): walks from all roots, and counts
+//!    what of each pack is needed. Packs of living leases are no candidates: rows are read before leases, so
 //!    a pack whose lease is not among the living has no writer any more.
 //! 3. [`condemn`](Prune::condemn): the exclusive lock, and only if no root is unmarked by now. A backup
 //!    that found garbage before, and commits afterwards, is a writer of a smaller epoch; one that committed
@@ -34,28 +34,29 @@ mod plan;
 mod remove;
 mod rewrite;
 mod roots;
+mod usage;
 mod walk;
 
 use std::collections::{HashMap, HashSet};
 use std::thread;
 use std::time::Duration;
 
-use live::LiveSet;
 use plan::PackUse;
 use roots::{Listing, Marked};
-use walk::{Absence, Target, Walker};
+use usage::Usage;
+use walk::Walker;
 
-use crate::index::PackNumber;
+use crate::index::{PackNumber, View};
 use crate::lease::MoverLease;
 use crate::reserve::Reserve;
 use crate::store::Store;
 use crate::{Cancel, Error, MaintenanceLock, PackId, PointId, Repository, Result};
 
-/// Ids that are kept in memory while marking, 8 bytes each.
-const LIVE_IDS_MAX: usize = 8 << 20;
+/// Ids that are kept in memory while marking, 9 bytes each.
+const LIVE_IDS_MAX: usize = 12 << 20;
 
-/// Manifest nodes that are remembered as visited, some 40 bytes each.
-const NODES_VISITED_MAX: usize = 1 << 20;
+/// How often a dry run begins anew when others change what it looks at.
+const DRY_RUNS_MAX: usize = 10;
 
 /// How long to sleep between two looks at running backups.
 const WRITERS_PAUSE: Duration = Duration::from_millis(200);
@@ -190,9 +191,21 @@ impl Repository {
         progress: &dyn PruneProgress,
         cancel: &Cancel,
     ) -> Result<PruneReport> {
-        let mut prune = Prune::new(self, options, progress, cancel, None);
-        prune.mark()?;
-        Ok(prune.forecast())
+        for _ in 0..DRY_RUNS_MAX {
+            let before = self.store().index.read(View::changes)?;
+            let mut prune = Prune::new(self, options, progress, cancel, None);
+            let marked = prune.mark();
+            let changed = self.store().index.read(View::changes)? != before;
+            match marked {
+                // Another prune may have taken what a point needed that was forgotten since.
+                Err(Error::Unprunable { .. }) if changed => {}
+                marked => return marked.map(|()| prune.forecast()),
+            }
+        }
+        Err(Error::Busy {
+            what: "the repository".to_owned(),
+            holder: "a command that removes what is being looked at".to_owned(),
+        })
     }
 }
 
@@ -206,14 +219,12 @@ pub struct Prune<'a> {
     cancel: &'a Cancel,
     reserve: Reserve,
     marked: Marked,
-    /// All that was walked: later passes walk the same.
-    targets: Vec<(Absence, Vec<Target>)>,
     walker: Walker<'a>,
-    /// All live ids, when they fit in memory.
-    live: Option<LiveSet>,
     /// How candidates are used.
     packs: Vec<PackUse>,
     plan: plan::Plan,
+    /// What is needed of the packs that are to be rewritten.
+    usages: HashMap<PackId, Usage>,
     numbers: HashMap<PackId, PackNumber>,
     /// Packs condemned now or earlier, with their epochs.
     condemned: HashMap<PackId, (u64, PackUse)>,
@@ -243,11 +254,10 @@ impl<'a> Prune<'a> {
             cancel,
             reserve: Reserve::of(repo.path()),
             marked: Marked::default(),
-            targets: Vec::new(),
-            walker: Walker::new(store, cancel, NODES_VISITED_MAX),
-            live: None,
+            walker: Walker::new(store, cancel),
             packs: Vec::new(),
             plan: plan::Plan::default(),
+            usages: HashMap::new(),
             numbers: HashMap::new(),
             condemned: HashMap::new(),
             reached: HashSet::new(),

@@ -6,7 +6,6 @@
 
 use rayon::prelude::*;
 
-use super::live::{Liveness, Selected};
 use super::plan::PackUse;
 use super::{Prune, PruneStage};
 use crate::format::pack::{FinishedPack, PackEntry, PackWriter, read_table};
@@ -79,12 +78,6 @@ impl Prune<'_> {
     fn try_rewrite(&mut self, packs: &[PackUse]) -> Result<Vec<PackId>> {
         self.progress
             .begin(PruneStage::Rewriting, packs.len() as u64);
-        let selected = self.select(packs)?;
-        let live: &dyn Liveness = match (&selected, &self.live) {
-            (Some(selected), _) => selected,
-            (None, Some(live)) => live,
-            (None, None) => return Ok(Vec::new()),
-        };
         if self.lease.is_none() {
             let lease = self
                 .repo
@@ -99,7 +92,7 @@ impl Prune<'_> {
             finished: Vec::new(),
             moves: Vec::new(),
         };
-        let (emptied, mut damage) = match self.copy_all(packs, live, &mut copies) {
+        let (emptied, mut damage) = match self.copy_all(packs, &mut copies) {
             Err(error) if error.is_no_space() => {
                 // Nothing points to them yet.
                 for pack in &copies.finished {
@@ -125,13 +118,12 @@ impl Prune<'_> {
     fn copy_all(
         &self,
         packs: &[PackUse],
-        live: &dyn Liveness,
         copies: &mut Copies,
     ) -> Result<(Vec<PackId>, Vec<String>)> {
         let (mut emptied, mut damage) = (Vec::new(), Vec::new());
         for kind in [PackKind::Data, PackKind::Meta] {
             for pack in packs.iter().filter(|pack| pack.kind == kind) {
-                match self.copy(pack.id, live, copies)? {
+                match self.copy(pack.id, copies)? {
                     None => emptied.push(pack.id),
                     Some(why) => damage.push(why),
                 }
@@ -142,46 +134,15 @@ impl Prune<'_> {
         Ok((emptied, damage))
     }
 
-    /// What is needed of these packs, where not all live ids are in memory.
-    fn select(&mut self, packs: &[PackUse]) -> Result<Option<Selected>> {
-        if self.live.is_some() {
-            return Ok(None);
-        }
-        let mut ids: Vec<RawId> = Vec::new();
-        for pack in packs {
-            match read_table(&*self.store.storage, pack.id, &self.store.keys) {
-                Ok(pack) => ids.extend(pack.entries.iter().map(|entry| entry.id)),
-                // Copying tells of it.
-                Err(Error::Corrupt { .. } | Error::Missing { .. } | Error::Io { .. }) => {}
-                Err(error) => return Err(error),
-            }
-        }
-        let mut selected = Selected::among(ids);
-        self.walk_all(&mut selected)?;
-        Ok(Some(selected))
-    }
-
     /// Copies what is needed of a pack. Answers with what is damaged in it, if anything is.
-    fn copy(
-        &self,
-        pack: PackId,
-        live: &dyn Liveness,
-        copies: &mut Copies,
-    ) -> Result<Option<String>> {
+    fn copy(&self, pack: PackId, copies: &mut Copies) -> Result<Option<String>> {
         let table = match read_table(&*self.store.storage, pack, &self.store.keys) {
             Err(error @ (Error::Corrupt { .. } | Error::Missing { .. })) => {
                 return Ok(Some(crate::check::reason(&error)));
             }
             table => table?,
         };
-        let ids: Vec<RawId> = table.entries.iter().map(|entry| entry.id).collect();
-        let places = self.store.index.locate(&ids)?;
-        let entries = table.entries.into_iter().zip(places);
-        let here = entries.filter(|(entry, place)| {
-            place.is_some_and(|at| (at.pack, at.offset) == (pack, entry.offset))
-                && live.is_live(entry.id)
-        });
-        let needed: Vec<PackEntry> = here.map(|(entry, _)| entry).collect();
+        let needed = self.needed(pack, table.entries)?;
         let mut damage = None;
         for run in runs(&needed) {
             self.cancel.check()?;
@@ -193,6 +154,23 @@ impl Prune<'_> {
             }
         }
         Ok(damage)
+    }
+
+    /// Which records of a pack are needed.
+    fn needed(&self, pack: PackId, mut entries: Vec<PackEntry>) -> Result<Vec<PackEntry>> {
+        let usage = &self.usages[&pack];
+        if let Some(needed) = usage.needed(&entries) {
+            return Ok(needed);
+        }
+        // The index finds some of them elsewhere.
+        let ids: Vec<RawId> = entries.iter().map(|entry| entry.id).collect();
+        let mut places = self.store.index.locate(&ids)?.into_iter();
+        entries.retain(|entry| {
+            let place = places.next().flatten();
+            place.is_some_and(|at| (at.pack, at.offset) == (pack, entry.offset))
+        });
+        // When that has changed since they were counted, nobody knows: then all are kept.
+        Ok(usage.needed(&entries).unwrap_or(entries))
     }
 
     /// The sealed bytes of neighbouring records, each with what is wrong with it.

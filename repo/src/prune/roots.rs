@@ -11,7 +11,7 @@ use crate::format;
 use crate::index::View;
 use crate::lease::{LeaseKind, Roots, SeenLease};
 use crate::storage::{Folder, ObjectName};
-use crate::{Error, LeaseId, PointId, RawId, Repository, Result};
+use crate::{DomainUuid, Error, LeaseId, Point, PointId, RawId, Repository, Result, UnixMillis};
 
 /// How many point records are looked up at once.
 const RECORDS_AT_ONCE: usize = 256;
@@ -168,35 +168,40 @@ impl Marked {
         repo: &Repository,
         unmarked: &Unmarked,
     ) -> Result<[(Absence, Vec<Target>); 2]> {
-        let (mut needed, mut relied_on) = (Vec::new(), Vec::new());
+        // The points of a domain together and by time: neighbours share most of their trees.
+        let mut needed: Vec<((DomainUuid, UnixMillis), Target)> = Vec::new();
         let mut leased = unmarked.leased.clone();
         for ids in unmarked.points.chunks(RECORDS_AT_ONCE) {
             self.vanished.extend(ids);
-            for (id, roots, absence) in load(repo, ids)? {
-                self.vanished.remove(&id);
-                self.points.insert(id);
+            for (point, absence) in load(repo, ids)? {
+                self.vanished.remove(&point.id);
+                self.points.insert(point.id);
+                let roots = Roots::of([&point]);
                 let disks = roots.disks.into_iter().map(Target::Disk);
                 let targets = disks.chain(roots.files.into_iter().map(Target::Piece));
                 match absence {
                     Absence::IsDamage => {
-                        needed.extend(targets.filter(|target| self.needed.insert(target.id())));
+                        let new = targets.filter(|target| self.needed.insert(target.id()));
+                        let place = (point.domain.uuid, point.time);
+                        needed.extend(new.map(|target| (place, target)));
                     }
                     Absence::IsLoss => leased.extend(targets),
                 }
             }
         }
-        let new = leased.into_iter().filter(|target| {
+        needed.sort_by_key(|(place, _)| *place);
+        let needed = needed.into_iter().map(|(_, target)| target).collect();
+        leased.retain(|target| {
             let id = target.id();
             !self.needed.contains(&id) && self.relied_on.insert(id)
         });
-        relied_on.extend(new);
-        Ok([(Absence::IsDamage, needed), (Absence::IsLoss, relied_on)])
+        Ok([(Absence::IsDamage, needed), (Absence::IsLoss, leased)])
     }
 }
 
-/// What points consist of. One that has been forgotten since it was listed is left out; one that is
+/// The records of points. One that has been forgotten since it was listed is left out; one that is
 /// pinned may be among the forgotten.
-fn load(repo: &Repository, ids: &[PointId]) -> Result<Vec<(PointId, Roots, Absence)>> {
+fn load(repo: &Repository, ids: &[PointId]) -> Result<Vec<(Point, Absence)>> {
     let keys = &repo.store().keys;
     let cached = repo
         .store()
@@ -214,7 +219,7 @@ fn load(repo: &Repository, ids: &[PointId]) -> Result<Vec<(PointId, Roots, Absen
             },
             Err(error) => return Err(error),
         };
-        loaded.extend(point.map(|(point, absence)| (*id, Roots::of([&point]), absence)));
+        loaded.extend(point);
     }
     Ok(loaded)
 }

@@ -1,14 +1,12 @@
 //! Walking from roots to everything that hangs below them.
 //!
 //! Nodes are read many at a time, in the order of their packs. A node that was visited is not read
-//! again: points share most of theirs. The nodes visited are remembered by their whole ids, since to
-//! take one for another would lose what is below it; when there are too many, remembering starts anew,
-//! which costs time only.
+//! again: points share most of theirs.
 //!
-//! Invariant: everything below a visited node has been reached. So a walk in which something was lost
+//! Invariant: everything below a visited node has been reached. So a walk in which something may be lost
 //! leaves nothing behind: what is lost may be stored anew, and be needed by somebody who comes later.
 
-use std::collections::HashSet;
+use std::collections::HashMap;
 
 use rayon::prelude::*;
 
@@ -18,6 +16,7 @@ use crate::format::record;
 use crate::ids::ContentId;
 use crate::index::Location;
 use crate::manifest::Shape;
+use crate::seen::Seen;
 use crate::storage::ObjectName;
 use crate::store::Store;
 use crate::{BlobId, Cancel, Error, NodeId, RawId, RecordKind, Result, RootId};
@@ -60,27 +59,25 @@ pub(super) enum Absence {
 pub(super) struct Walker<'a> {
     store: &'a Store,
     cancel: &'a Cancel,
-    visited: HashSet<NodeId>,
+    visited: Seen,
     /// Visited by this walk, in which something may turn out to be lost.
-    doubtful: HashSet<NodeId>,
-    visited_max: usize,
+    doubtful: Seen,
 }
 
 impl<'a> Walker<'a> {
-    /// A walker that remembers `visited_max` nodes.
-    pub(super) fn new(store: &'a Store, cancel: &'a Cancel, visited_max: usize) -> Self {
+    /// A walker that has been nowhere.
+    pub(super) fn new(store: &'a Store, cancel: &'a Cancel) -> Self {
         Self {
             store,
             cancel,
-            visited: HashSet::new(),
-            doubtful: HashSet::new(),
-            visited_max,
+            visited: Seen::default(),
+            doubtful: Seen::default(),
         }
     }
 
     /// Forgets where it has been.
     pub(super) fn start_anew(&mut self) {
-        self.visited.clear();
+        self.visited = Seen::default();
     }
 
     /// Tells `reach` of the targets and of everything below them, but not again of what is below nodes
@@ -98,7 +95,6 @@ impl<'a> Walker<'a> {
             .filter(|target| matches!(target, Target::Disk(_)))
             .map(|target| target.id())
             .collect();
-        let mut whole = true;
         for disks in disks.chunks(NODES_AT_ONCE) {
             let mut pending: Vec<(NodeId, u8)> = Vec::new();
             for (id, encoded) in self.read(RecordKind::Root, disks, absence)? {
@@ -106,40 +102,34 @@ impl<'a> Walker<'a> {
                     .map_err(|damage| damage.at(format!("disk root {id}")))?;
                 pending.extend(root.top.map(|top| (top, Shape::of(&root).height() - 1)));
             }
-            whole &= self.walk_nodes(pending, absence, reach)?;
+            self.walk_nodes(pending, absence, reach)?;
         }
-        let doubtful = std::mem::take(&mut self.doubtful);
-        if whole && self.visited.len() + doubtful.len() <= self.visited_max {
-            self.visited.extend(doubtful);
-        }
+        self.doubtful = Seen::default();
         Ok(())
     }
 
-    /// Walks from the last to the first, so that what is pending stays little. Answers whether all nodes
-    /// were there.
+    /// Walks from the last to the first, so that what is pending stays little.
     fn walk_nodes(
         &mut self,
         mut pending: Vec<(NodeId, u8)>,
         absence: Absence,
         reach: &mut dyn Reach,
-    ) -> Result<bool> {
-        let mut whole = true;
-        let mut levels = std::collections::HashMap::new();
+    ) -> Result<()> {
+        let mut levels = HashMap::new();
         while !pending.is_empty() {
             self.cancel.check()?;
             levels.clear();
             let batch = pending.split_off(pending.len().saturating_sub(NODES_AT_ONCE));
             let mut ids = Vec::with_capacity(batch.len());
             for (id, level) in batch {
+                let id = id.raw();
                 if self.visit(id, absence) {
-                    levels.insert(id.raw(), level);
-                    ids.push(id.raw());
+                    levels.insert(id, level);
+                    ids.push(id);
                 }
             }
             reach.reach(&ids)?;
-            let read = self.read(RecordKind::Node, &ids, absence)?;
-            whole &= read.len() == ids.len();
-            for (id, encoded) in read {
+            for (id, encoded) in self.read(RecordKind::Node, &ids, absence)? {
                 let what = || format!("manifest node {id}");
                 let node = Node::decode(&encoded, self.store.fan_out)
                     .map_err(|damage| damage.at(what()))?;
@@ -155,29 +145,25 @@ impl<'a> Walker<'a> {
                 if level == 0 {
                     reach.reach(&children)?;
                 } else {
-                    let below = children.into_iter().map(NodeId::from_raw);
-                    pending.extend(
-                        below
-                            .filter(|child| !self.visited.contains(child))
-                            .map(|child| (child, level - 1)),
-                    );
+                    let below = children.into_iter();
+                    let new = below.filter(|child| !self.visited.contains(*child));
+                    pending.extend(new.map(|child| (NodeId::from_raw(child), level - 1)));
                 }
             }
         }
-        Ok(whole)
+        Ok(())
     }
 
     /// Whether the node was not visited before.
-    fn visit(&mut self, id: NodeId, absence: Absence) -> bool {
-        let visited = match absence {
-            Absence::IsDamage => &mut self.visited,
-            Absence::IsLoss if self.visited.contains(&id) => return false,
-            Absence::IsLoss => &mut self.doubtful,
-        };
-        if visited.len() >= self.visited_max {
-            visited.clear();
+    fn visit(&mut self, id: RawId, absence: Absence) -> bool {
+        if self.visited.contains(id) || self.doubtful.contains(id) {
+            return false;
         }
-        visited.insert(id)
+        match absence {
+            Absence::IsDamage => self.visited.insert(id),
+            Absence::IsLoss => self.doubtful.insert(id),
+        }
+        true
     }
 
     /// The verified records with these ids; without those that are lost, where that is no damage.

@@ -1,4 +1,4 @@
-//! The subtrees found whole, so that what points share is walked once.
+//! The subtrees that a walk has been through, so that what points share is walked once.
 //!
 //! Bounded: of the ids 16 bytes are kept (keyed hashes: nobody can craft two that agree), in two
 //! generations. When the younger is full the older is forgotten, which costs a second walk of what
@@ -11,18 +11,21 @@ use crate::RawId;
 /// Ids in one generation: with both about 40 MB.
 const GENERATION_MAX: usize = 900_000;
 
+/// Ids that were seen, as far as they are remembered.
 #[derive(Default)]
-pub(super) struct Sound {
+pub(crate) struct Seen {
     young: HashSet<[u8; 16]>,
     old: HashSet<[u8; 16]>,
 }
 
-impl Sound {
-    pub(super) fn insert(&mut self, id: RawId) {
+impl Seen {
+    /// Remembers an id.
+    pub(crate) fn insert(&mut self, id: RawId) {
         self.insert_key(key(id));
     }
 
-    pub(super) fn contains(&mut self, id: RawId) -> bool {
+    /// Whether an id is remembered; it was needed now, and stays the longer.
+    pub(crate) fn contains(&mut self, id: RawId) -> bool {
         let key = key(id);
         if self.young.contains(&key) {
             return true;
