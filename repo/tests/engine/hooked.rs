@@ -13,6 +13,7 @@ use virtkeep_repo::{Env, OpenOptions, Parts, Repository, Result};
 pub(crate) enum Moment {
     Created(ObjectName),
     Read(ObjectName),
+    Measured(ObjectName),
     Deleted(ObjectName),
 }
 
@@ -84,7 +85,9 @@ impl Storage for Hooked {
     }
 
     fn len(&self, name: &ObjectName) -> Result<Option<u64>> {
-        self.inner.len(name)
+        let len = self.inner.len(name)?;
+        self.reach(Moment::Measured(*name));
+        Ok(len)
     }
 
     fn list(&self, folder: Folder) -> Result<Vec<ObjectName>> {

@@ -19,6 +19,7 @@ mod leases;
 mod note;
 mod parents;
 mod prune;
+mod prune_counts;
 mod prune_full;
 mod prune_races;
 mod rebuild;
