@@ -21,13 +21,13 @@ use virtkeep_repo::{Point, PointId, RootId, UnixMillis};
 
 use super::access::Access;
 use super::cursor::DiskCursor;
+use super::entries::{Entries, Entry};
 use super::inodes::{File, Inodes, Node};
 use super::opened::{OpenFiles, Opened};
 use super::partitions::{self, Partition};
 use super::session::Event;
 use super::tree::Tree;
 use crate::output::shown;
-use crate::restore::file_names::{safe, stored_file, unique};
 use crate::serve::catalog::Catalog;
 use crate::serve::disk::OpenDisk;
 
@@ -52,13 +52,6 @@ pub(crate) struct PointFiles {
     open: Arc<OpenFiles>,
     ended: Sender<Event>,
     access: Access,
-}
-
-/// A file in the directory of a point.
-struct Entry {
-    name: String,
-    file: File,
-    len: u64,
 }
 
 impl PointFiles {
@@ -104,14 +97,13 @@ impl PointFiles {
     }
 
     fn node(&self, number: INodeNo) -> Result<(Node, FileAttr), Errno> {
-        lock(&self.inodes).get(number).cloned().ok_or(Errno::ENOENT)
+        let inodes = lock(&self.inodes);
+        let (node, attr) = inodes.get(number).ok_or(Errno::ENOENT)?;
+        Ok((node.clone(), *attr))
     }
 
-    fn number(&self, node: Node, attr: FileAttr) -> FileAttr {
-        lock(&self.inodes).number(node, attr)
-    }
-
-    fn find(&self, parent: INodeNo, name: &OsStr) -> Result<FileAttr, Errno> {
+    /// What has this name in a directory, and its attributes.
+    fn find(&self, parent: INodeNo, name: &OsStr) -> Result<(Node, FileAttr), Errno> {
         // All our names are text.
         let name = name.to_str().ok_or(Errno::ENOENT)?;
         let tree = self.tree()?;
@@ -120,7 +112,7 @@ impl PointFiles {
                 let domain = tree.domain_named(name).ok_or(Errno::ENOENT)?;
                 let newest = tree.points_of(domain).next_back().ok_or(Errno::ENOENT)?.1;
                 let attr = self.access.directory(time(newest.time));
-                Ok(self.number(Node::Domain(domain.uuid), attr))
+                Ok((Node::Domain(domain.uuid), attr))
             }
             Node::Domain(uuid) => {
                 let domain = tree.domain(uuid).ok_or(Errno::ENOENT)?;
@@ -128,63 +120,63 @@ impl PointFiles {
                     let (target, newest) =
                         tree.points_of(domain).next_back().ok_or(Errno::ENOENT)?;
                     let attr = self.access.link(target, time(newest.time));
-                    return Ok(self.number(Node::Latest(uuid), attr));
+                    return Ok((Node::Latest(uuid), attr));
                 }
                 let point = tree.point_named(domain, name).ok_or(Errno::ENOENT)?;
                 let attr = self.access.directory(time(point.time));
-                Ok(self.number(Node::Point(point.id), attr))
+                Ok((Node::Point(point.id), attr))
             }
             Node::Point(id) => {
                 let point = tree.point(id).ok_or(Errno::ENOENT)?;
-                let mut entries = self.entries(point).into_iter();
-                let entry = entries
-                    .find(|entry| entry.name == name)
-                    .ok_or(Errno::ENOENT)?;
-                Ok(self.file(point, entry))
+                let mut entries = Entries::of(point);
+                if entries.named(name).is_none() {
+                    self.add_partitions(point, &mut entries);
+                }
+                let entry = entries.named(name).ok_or(Errno::ENOENT)?;
+                let attr = self.access.file(entry.len, time(point.time));
+                Ok((Node::File(point.id, entry.file.clone()), attr))
             }
             Node::Latest(_) | Node::File(..) => Err(Errno::ENOTDIR),
         }
     }
 
-    fn file(&self, point: &Point, entry: Entry) -> FileAttr {
-        let attr = self.access.file(entry.len, time(point.time));
-        self.number(Node::File(point.id, entry.file), attr)
-    }
-
+    /// The names in a directory.
     fn list(&self, number: INodeNo) -> Result<Vec<(INodeNo, FileType, String)>, Errno> {
         let tree = self.tree()?;
+        let directory = self.node(number)?.0;
         // A directory need not name its parent's number.
         let mut list = vec![
             (number, FileType::Directory, ".".to_owned()),
             (number, FileType::Directory, "..".to_owned()),
         ];
-        let mut add =
-            |attr: FileAttr, name: &str| list.push((attr.ino, attr.kind, name.to_owned()));
-        match self.node(number)?.0 {
+        let inodes = || lock(&self.inodes);
+        let mut add = |inodes: &Inodes, node: Node, kind: FileType, name: &str| {
+            list.push((inodes.number(&node), kind, name.to_owned()));
+        };
+        match directory {
             Node::Root => {
+                let inodes = inodes();
                 for domain in tree.domains() {
-                    let newest = tree.points_of(domain).next_back();
-                    let changed = newest.map_or(UNIX_EPOCH, |(_, point)| time(point.time));
-                    let attr = self.access.directory(changed);
-                    add(self.number(Node::Domain(domain.uuid), attr), &domain.name);
+                    let node = Node::Domain(domain.uuid);
+                    add(&inodes, node, FileType::Directory, &domain.name);
                 }
             }
             Node::Domain(uuid) => {
                 let domain = tree.domain(uuid).ok_or(Errno::ENOENT)?;
+                let inodes = inodes();
                 for (name, point) in tree.points_of(domain) {
-                    let attr = self.access.directory(time(point.time));
-                    add(self.number(Node::Point(point.id), attr), name);
+                    add(&inodes, Node::Point(point.id), FileType::Directory, name);
                 }
-                if let Some((target, newest)) = tree.points_of(domain).next_back() {
-                    let attr = self.access.link(target, time(newest.time));
-                    add(self.number(Node::Latest(uuid), attr), LATEST);
-                }
+                add(&inodes, Node::Latest(uuid), FileType::Symlink, LATEST);
             }
             Node::Point(id) => {
                 let point = tree.point(id).ok_or(Errno::ENOENT)?;
-                for entry in self.entries(point) {
-                    let name = entry.name.clone();
-                    add(self.file(point, entry), &name);
+                let mut entries = Entries::of(point);
+                self.add_partitions(point, &mut entries);
+                let inodes = inodes();
+                for Entry { name, file, .. } in entries.all() {
+                    let node = Node::File(id, file.clone());
+                    add(&inodes, node, FileType::RegularFile, name);
                 }
             }
             Node::Latest(_) | Node::File(..) => return Err(Errno::ENOTDIR),
@@ -192,41 +184,14 @@ impl PointFiles {
         Ok(list)
     }
 
-    /// The files of a point: disks, what was kept with them, partitions.
-    fn entries(&self, point: &Point) -> Vec<Entry> {
-        let mut taken = Vec::new();
-        let mut entries = Vec::new();
+    /// Looks into all disks of a point.
+    fn add_partitions(&self, point: &Point, entries: &mut Entries) {
         for disk in &point.disks {
-            entries.push(Entry {
-                name: unique(format!("{}.raw", safe(&disk.target)), &mut taken),
-                file: File::Disk(disk.target.clone()),
-                len: disk.size.0,
-            });
+            entries.add_partitions(&disk.target, &self.partitions(point, &disk.target));
         }
-        for (place, stored) in point.files.iter().enumerate() {
-            if let Some(name) = stored_file(stored) {
-                entries.push(Entry {
-                    name: unique(name, &mut taken),
-                    file: File::Stored(place),
-                    len: stored.size.0,
-                });
-            }
-        }
-        for disk in &point.disks {
-            for Partition { number, start, len } in self.partitions(point, &disk.target).iter() {
-                let name = format!("{}.p{number}.raw", safe(&disk.target));
-                let (target, start, len) = (disk.target.clone(), *start, *len);
-                entries.push(Entry {
-                    name: unique(name, &mut taken),
-                    file: File::Partition { target, start, len },
-                    len,
-                });
-            }
-        }
-        entries
     }
 
-    /// The partitions of a disk. A disk that cannot be read has none, and is asked again later.
+    /// The partitions of a disk. One that cannot be read is asked again later.
     fn partitions(&self, point: &Point, target: &str) -> Arc<[Partition]> {
         let Some(disk) = point.disks.iter().find(|disk| disk.target == target) else {
             return Arc::default();
@@ -234,21 +199,19 @@ impl PointFiles {
         if let Some(known) = lock(&self.tables).get(&disk.root) {
             return Arc::clone(known);
         }
-        let read = self
-            .open_disk(point, target)
-            .and_then(|disk| Ok(partitions::read(&mut DiskCursor::new(&disk), disk.size())?));
-        match read {
-            Ok(found) => {
-                let found: Arc<[Partition]> = found.into();
-                let mut tables = lock(&self.tables);
-                if tables.len() >= TABLES_MAX {
-                    tables.clear();
-                }
-                tables.insert(disk.root, Arc::clone(&found));
-                found
+        let Ok(open) = self.open_disk(point, target) else {
+            return Arc::default();
+        };
+        let table = partitions::read(&mut DiskCursor::new(&open), open.size());
+        let found: Arc<[Partition]> = table.partitions.into();
+        if table.unread.is_none() {
+            let mut tables = lock(&self.tables);
+            if tables.len() >= TABLES_MAX {
+                tables.clear();
             }
-            Err(_) => Arc::default(),
+            tables.insert(disk.root, Arc::clone(&found));
         }
+        found
     }
 
     fn open_disk(&self, point: &Point, target: &str) -> Result<Arc<OpenDisk>, Errno> {
@@ -308,9 +271,16 @@ impl Filesystem for PointFiles {
 
     fn lookup(&self, _request: &Request, parent: INodeNo, name: &OsStr, reply: ReplyEntry) {
         match self.find(parent, name) {
-            Ok(attr) => reply.entry(&FRESH, &attr, Generation(0)),
+            Ok((node, attr)) => {
+                let attr = lock(&self.inodes).tell(node, attr);
+                reply.entry(&FRESH, &attr, Generation(0));
+            }
             Err(error) => reply.error(error),
         }
+    }
+
+    fn forget(&self, _request: &Request, number: INodeNo, times: u64) {
+        lock(&self.inodes).give_back(number, times);
     }
 
     fn getattr(

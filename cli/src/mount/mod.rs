@@ -3,6 +3,7 @@
 
 mod access;
 mod cursor;
+mod entries;
 pub(crate) mod filesystem;
 mod inodes;
 pub(crate) mod opened;

@@ -1,9 +1,11 @@
 //! The partitions of a disk, by its GPT or else its MBR, with the numbers Linux gives them.
 //!
 //! The tables come from guests and may say anything: what does not lie inside the disk is no
-//! partition, and a table that makes no sense is none.
+//! partition, and a table that makes no sense is none. Of a GPT the copy at the end of the disk will
+//! do as well, with sectors of 512 bytes or of 4 KiB. An MBR does not tell its sectors; they are taken
+//! to have 512 bytes.
 
-use std::io::{self, Read, Seek, SeekFrom};
+use std::io::{self, Cursor, Read, Seek, SeekFrom};
 
 use gpt::disk::LogicalBlockSize;
 use gpt::mbr::{PartRecord, ProtectiveMBR};
@@ -14,11 +16,17 @@ const GPT_ENTRIES_MAX: u32 = 1024;
 /// The size of a GPT entry: the only one in use, and the only one that the parser takes.
 const GPT_ENTRY_BYTES: u32 = 128;
 
-/// Logical partitions of an MBR that are looked at. Their chain may have a loop.
-const LOGICAL_MAX: u32 = 128;
+/// What the parser reads of a GPT header.
+const GPT_HEADER_BYTES: usize = 92;
+
+/// Sectors with logical partitions of an MBR that are looked at. Their chain may have a loop.
+const LOGICAL_MAX: usize = 128;
 
 /// The sector of an MBR.
 const SECTOR_BYTES: u64 = 512;
+
+/// The type of the partition in an MBR that says there is a GPT.
+const PROTECTIVE: u8 = 0xee;
 
 /// A part of a disk, in bytes.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -31,92 +39,143 @@ pub(super) struct Partition {
     pub(super) len: u64,
 }
 
-/// All partitions of a disk of `size` bytes. An error means that it could not be read.
-pub(super) fn read<D: Read + Seek>(disk: &mut D, size: u64) -> io::Result<Vec<Partition>> {
-    for sector in [LogicalBlockSize::Lb512, LogicalBlockSize::Lb4096] {
-        if let Some(found) = gpt(disk, size, sector)? {
-            return Ok(found);
-        }
-    }
-    mbr(disk, size)
+/// What is known of the partitions of a disk.
+#[derive(Debug, Default)]
+pub(super) struct Table {
+    /// Each inside the disk, none twice.
+    pub(super) partitions: Vec<Partition>,
+    /// Why there may be more.
+    pub(super) unread: Option<io::Error>,
 }
 
-/// None where there is no GPT.
-fn gpt<D: Read + Seek>(
-    disk: &mut D,
+/// The partitions of a disk of `size` bytes.
+pub(super) fn read<D: Read + Seek>(disk: &mut D, size: u64) -> Table {
+    let mut disk = Disk {
+        disk,
+        size,
+        unread: None,
+    };
+    let mbr = disk.records(0);
+    // As Linux has it, a GPT that no MBR points to is an old one. But an MBR may be lost.
+    let may_be_gpt = mbr.is_none_or(|records| records.iter().any(is_protective));
+    let gpt = may_be_gpt.then(|| disk.gpt()).flatten();
+    let partitions = gpt.unwrap_or_else(|| mbr.map_or_else(Vec::new, |mbr| disk.mbr(&mbr)));
+    Table {
+        partitions,
+        unread: disk.unread,
+    }
+}
+
+struct Disk<'a, D> {
+    disk: &'a mut D,
     size: u64,
-    sector: LogicalBlockSize,
-) -> io::Result<Option<Vec<Partition>>> {
-    let header = match gpt::header::read_header_from_arbitrary_device(disk, sector) {
-        Ok(header) => header,
-        Err(gpt::header::HeaderError::Io(error)) => return none_if_short(error),
-        Err(_) => return Ok(None),
-    };
-    if header.part_size != GPT_ENTRY_BYTES || header.num_parts > GPT_ENTRIES_MAX {
-        return Ok(None);
-    }
-    // A wrong checksum and a disk that cannot be read look alike here: no table either way.
-    let Ok(entries) = gpt::partition::file_read_partitions(disk, &header, sector) else {
-        return Ok(None);
-    };
-    let used = entries.into_iter().filter(|(_, entry)| entry.is_used());
-    let found = used.filter_map(|(number, entry)| {
-        let start = entry.bytes_start(sector).ok()?;
-        let len = entry.bytes_len(sector).ok()?;
-        inside(Partition { number, start, len }, size)
-    });
-    Ok(Some(found.collect()))
+    unread: Option<io::Error>,
 }
 
-/// A disk too small for a table has none.
-fn none_if_short<T>(error: io::Error) -> io::Result<Option<T>> {
-    match error.kind() {
-        io::ErrorKind::UnexpectedEof => Ok(None),
-        _ => Err(error),
-    }
-}
-
-fn mbr<D: Read + Seek>(disk: &mut D, size: u64) -> io::Result<Vec<Partition>> {
-    let Some(primary) = records(disk, 0)? else {
-        return Ok(Vec::new());
-    };
-    let mut found = Vec::new();
-    for (number, record) in (1..).zip(primary) {
-        found.extend(partition(number, record, 0, size));
-    }
-    // The chain of logical partitions: each link has one of them, placed from the link on, and the
-    // next link, placed from the extended partition on.
-    if let Some(extended) = primary.into_iter().find(is_extended) {
-        let base = u64::from(extended.lb_start);
-        let mut link = base;
-        for number in 5..5 + LOGICAL_MAX {
-            let Some([logical, next, ..]) = records(disk, link)? else {
-                break;
-            };
-            found.extend(partition(number, logical, link, size));
-            if !is_extended(&next) {
-                break;
+impl<D: Read + Seek> Disk<'_, D> {
+    /// None if the disk has no such bytes, or they cannot be read.
+    fn bytes(&mut self, at: u64, len: usize) -> Option<Vec<u8>> {
+        let end = at.checked_add(len as u64)?;
+        if end > self.size {
+            return None;
+        }
+        let mut bytes = vec![0; len];
+        let read = self.disk.seek(SeekFrom::Start(at));
+        match read.and_then(|_| self.disk.read_exact(&mut bytes)) {
+            Ok(()) => Some(bytes),
+            Err(error) => {
+                self.unread.get_or_insert(error);
+                None
             }
-            link = base + u64::from(next.lb_start);
         }
     }
-    Ok(found)
-}
 
-/// The four records of the sector `lba`; none if it is no such sector. The boot sector of a file
-/// system looks like one, but for what it has in the place of the records.
-fn records<D: Read + Seek>(disk: &mut D, lba: u64) -> io::Result<Option<[PartRecord; 4]>> {
-    let mut sector = [0; SECTOR_BYTES as usize];
-    disk.seek(SeekFrom::Start(lba * SECTOR_BYTES))?;
-    if let Err(error) = disk.read_exact(&mut sector) {
-        return none_if_short(error);
+    /// None where there is no GPT, neither at the beginning nor at the end.
+    fn gpt(&mut self) -> Option<Vec<Partition>> {
+        const SECTORS: [LogicalBlockSize; 2] = [LogicalBlockSize::Lb512, LogicalBlockSize::Lb4096];
+        for sector in SECTORS {
+            if let Some(found) = self.gpt_at(1, sector) {
+                return Some(found);
+            }
+        }
+        SECTORS.into_iter().find_map(|sector| {
+            let last = (self.size / u64::from(sector)).checked_sub(1)?;
+            self.gpt_at(last, sector)
+        })
     }
-    let Ok(mbr) = ProtectiveMBR::from_bytes(&sector, LogicalBlockSize::Lb512) else {
-        return Ok(None);
-    };
-    let records = [0, 1, 2, 3].map(|i| mbr.partition(i).unwrap_or_else(PartRecord::zero));
-    let makes_sense = |record: &PartRecord| matches!(record.boot_indicator, 0 | 0x80);
-    Ok(records.iter().all(makes_sense).then_some(records))
+
+    /// The GPT whose header is in the sector `lba`.
+    fn gpt_at(&mut self, lba: u64, sector: LogicalBlockSize) -> Option<Vec<Partition>> {
+        let bytes_per_sector = u64::from(sector);
+        let header = self.bytes(lba.checked_mul(bytes_per_sector)?, GPT_HEADER_BYTES)?;
+        // The parser expects a header in the second sector, and entries where the header says.
+        let mut at_start = vec![0; bytes_per_sector as usize];
+        at_start.extend(header);
+        let mut header =
+            gpt::header::read_header_from_arbitrary_device(&mut Cursor::new(at_start), sector)
+                .ok()?;
+        if header.current_lba != lba
+            || header.part_size != GPT_ENTRY_BYTES
+            || header.num_parts > GPT_ENTRIES_MAX
+        {
+            return None;
+        }
+        let entries = self.bytes(
+            header.part_start.checked_mul(bytes_per_sector)?,
+            (header.num_parts * header.part_size) as usize,
+        )?;
+        header.part_start = 0;
+        // Compares the checksum as well.
+        let entries =
+            gpt::partition::file_read_partitions(&mut Cursor::new(entries), &header, sector)
+                .ok()?;
+        let used = entries.into_iter().filter(|(_, entry)| entry.is_used());
+        let found = used.filter_map(|(number, entry)| {
+            let start = entry.bytes_start(sector).ok()?;
+            let len = entry.bytes_len(sector).ok()?;
+            inside(Partition { number, start, len }, self.size)
+        });
+        Some(found.collect())
+    }
+
+    /// The partitions of an MBR, and of the chains of logical partitions that begin in it. Each link
+    /// of a chain has partitions, placed from the link on, and the next link, placed from the
+    /// extended partition on.
+    fn mbr(&mut self, mbr: &[PartRecord; 4]) -> Vec<Partition> {
+        let mut found = Vec::new();
+        for (number, record) in (1..).zip(mbr) {
+            found.extend(partition(number, record, 0, self.size));
+        }
+        let mut number = 5;
+        let mut links = 0..LOGICAL_MAX;
+        for extended in mbr.iter().filter(|record| is_extended(record)) {
+            let base = u64::from(extended.lb_start);
+            let mut link = Some(base);
+            while let Some(at) = link.filter(|_| links.next().is_some()) {
+                let Some(records) = self.records(at) else {
+                    break;
+                };
+                let logical = |record: &&PartRecord| record.lb_size > 0 && !is_extended(record);
+                for record in records.iter().filter(logical) {
+                    found.extend(partition(number, record, at, self.size));
+                    number += 1;
+                }
+                let next = records.iter().find(|record| is_extended(record));
+                link = next.map(|next| base + u64::from(next.lb_start));
+            }
+        }
+        found
+    }
+
+    /// The four records of the sector `lba`; none if it is no such sector. The boot sector of a file
+    /// system looks like one, but for what it has in the place of the records.
+    fn records(&mut self, lba: u64) -> Option<[PartRecord; 4]> {
+        let sector = self.bytes(lba * SECTOR_BYTES, SECTOR_BYTES as usize)?;
+        let mbr = ProtectiveMBR::from_bytes(&sector, LogicalBlockSize::Lb512).ok()?;
+        let records = [0, 1, 2, 3].map(|i| mbr.partition(i).unwrap_or_else(PartRecord::zero));
+        let makes_sense = |record: &PartRecord| matches!(record.boot_indicator, 0 | 0x80);
+        records.iter().all(makes_sense).then_some(records)
+    }
 }
 
 /// What Linux, DOS and Windows call the partition that holds the others.
@@ -124,9 +183,13 @@ fn is_extended(record: &PartRecord) -> bool {
     matches!(record.os_type, 0x05 | 0x0f | 0x85)
 }
 
-fn partition(number: u32, record: PartRecord, base: u64, size: u64) -> Option<Partition> {
-    const PROTECTIVE: u8 = 0xee;
-    if matches!(record.os_type, 0 | PROTECTIVE) || is_extended(&record) || record.lb_start == 0 {
+fn is_protective(record: &PartRecord) -> bool {
+    record.os_type == PROTECTIVE
+}
+
+/// What a record says, if that is a partition that can hold a file system.
+fn partition(number: u32, record: &PartRecord, base: u64, size: u64) -> Option<Partition> {
+    if is_protective(record) || is_extended(record) || record.lb_start == 0 {
         return None;
     }
     let partition = Partition {
@@ -143,99 +206,5 @@ fn inside(partition: Partition, size: u64) -> Option<Partition> {
 }
 
 #[cfg(test)]
-mod tests {
-    use std::io::Cursor;
-
-    use super::*;
-
-    const SIZE: u64 = 1 << 20;
-
-    fn read_all(disk: &[u8]) -> Vec<Partition> {
-        read(&mut Cursor::new(disk), disk.len() as u64).unwrap()
-    }
-
-    /// Writes a record of an MBR into the sector `lba`.
-    fn record(disk: &mut [u8], lba: usize, slot: usize, (kind, start, len): (u8, u32, u32)) {
-        let at = lba * 512 + 446 + slot * 16;
-        disk[at + 4] = kind;
-        disk[at + 8..at + 12].copy_from_slice(&start.to_le_bytes());
-        disk[at + 12..at + 16].copy_from_slice(&len.to_le_bytes());
-        disk[lba * 512 + 510..lba * 512 + 512].copy_from_slice(&[0x55, 0xaa]);
-    }
-
-    fn sectors(number: u32, start: u64, len: u64) -> Partition {
-        let (start, len) = (start * 512, len * 512);
-        Partition { number, start, len }
-    }
-
-    #[test]
-    fn logical_partitions_follow_the_primary_ones() {
-        let mut disk = vec![0; SIZE as usize];
-        record(&mut disk, 0, 0, (0x83, 8, 100));
-        record(&mut disk, 0, 2, (0x05, 200, 800));
-        record(&mut disk, 200, 0, (0x83, 8, 10));
-        record(&mut disk, 200, 1, (0x05, 300, 100));
-        record(&mut disk, 500, 0, (0x82, 16, 20));
-        let expected = [sectors(1, 8, 100), sectors(5, 208, 10), sectors(6, 516, 20)];
-        assert_eq!(read_all(&disk), expected);
-    }
-
-    #[test]
-    fn a_chain_that_bites_its_tail_ends() {
-        let mut disk = vec![0; SIZE as usize];
-        record(&mut disk, 0, 0, (0x0f, 200, 800));
-        record(&mut disk, 200, 0, (0x83, 8, 10));
-        record(&mut disk, 200, 1, (0x05, 0, 100));
-        assert_eq!(read_all(&disk).len(), LOGICAL_MAX as usize);
-    }
-
-    #[test]
-    fn what_lies_outside_the_disk_is_no_partition() {
-        let mut disk = vec![0; SIZE as usize];
-        record(&mut disk, 0, 0, (0x83, 8, 2041));
-        record(&mut disk, 0, 1, (0x83, u32::MAX, u32::MAX));
-        record(&mut disk, 0, 2, (0x05, u32::MAX, 1));
-        record(&mut disk, 0, 3, (0x83, 8, 2040));
-        assert_eq!(read_all(&disk), [sectors(4, 8, 2040)]);
-    }
-
-    #[test]
-    fn a_disk_without_a_table_has_no_partitions() {
-        for len in [0, 1, 511, 512, 513, 4096, 10_000] {
-            assert_eq!(read_all(&vec![0; len]), []);
-            assert_eq!(read_all(&vec![0xff; len]), []);
-        }
-        // The boot sector of a FAT file system has code where the records would be.
-        let mut fat = vec![0; SIZE as usize];
-        record(&mut fat, 0, 0, (0x83, 8, 100));
-        fat[446] = 0x42;
-        assert_eq!(read_all(&fat), []);
-    }
-
-    #[test]
-    fn a_gpt_that_promises_too_much_is_none() {
-        for (at, value) in [(80, u32::MAX), (84, 64), (84, 0)] {
-            let mut disk = vec![0; SIZE as usize];
-            disk[512..520].copy_from_slice(b"EFI PART");
-            disk[512 + 72] = 2;
-            disk[512 + 80] = 128;
-            disk[512 + 84] = 128;
-            disk[512 + at..512 + at + 4].copy_from_slice(&u32::to_le_bytes(value));
-            let sum = crc32(&disk[512..512 + 92]);
-            disk[512 + 16..512 + 20].copy_from_slice(&sum.to_le_bytes());
-            let sector = LogicalBlockSize::Lb512;
-            gpt::header::read_header_from_arbitrary_device(&mut Cursor::new(&disk), sector)
-                .expect("the header itself is right");
-            assert_eq!(read_all(&disk), []);
-        }
-    }
-
-    /// The checksum of a GPT, bit by bit.
-    fn crc32(bytes: &[u8]) -> u32 {
-        !bytes.iter().fold(u32::MAX, |sum, byte| {
-            (0..8).fold(sum ^ u32::from(*byte), |sum, _| {
-                (sum >> 1) ^ (0xedb8_8320 & 0u32.wrapping_sub(sum & 1))
-            })
-        })
-    }
-}
+#[path = "partitions_tests.rs"]
+mod tests;
