@@ -7,6 +7,7 @@
 use std::collections::HashMap;
 use std::ffi::OsStr;
 use std::io;
+use std::sync::atomic::{AtomicBool, Ordering};
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use std::time::{Duration, Instant, SystemTime, UNIX_EPOCH};
 
@@ -47,6 +48,8 @@ const LATEST: &str = "latest";
 pub(crate) struct PointFiles {
     catalog: Catalog,
     tree: Mutex<Option<(Instant, Arc<Tree>)>>,
+    /// Whether the points could not be listed the last time.
+    unlisted: AtomicBool,
     tables: Mutex<HashMap<RootId, Arc<[Partition]>>>,
     inodes: Mutex<Inodes>,
     open: Arc<OpenFiles>,
@@ -62,6 +65,7 @@ impl PointFiles {
         Self {
             catalog,
             tree: Mutex::default(),
+            unlisted: AtomicBool::new(false),
             tables: Mutex::default(),
             inodes: Mutex::new(Inodes::new(access.directory(UNIX_EPOCH))),
             open: Arc::default(),
@@ -84,10 +88,15 @@ impl PointFiles {
             return Ok(Arc::clone(tree));
         }
         let points = self.catalog.points().map_err(|error| {
-            self.catalog
-                .note(&format!("cannot list the points: {error}"));
+            // Once for as long as it lasts: everything in the mount is asked for again and again.
+            if !self.unlisted.swap(true, Ordering::Relaxed) {
+                let error = anyhow::Error::new(error);
+                self.catalog
+                    .note(&format!("cannot list the points: {error:#}"));
+            }
             Errno::EIO
         })?;
+        self.unlisted.store(false, Ordering::Relaxed);
         let current = match tree.take() {
             Some((_, tree)) if tree.made_of(&points) => tree,
             _ => Arc::new(Tree::new(points, self.catalog.zone())),

@@ -79,12 +79,12 @@ impl Mount {
                 };
                 format!("cannot mount on {}{hint}", directory.display())
             })?;
-        // When dropped it would unmount whatever is on the directory then.
-        std::mem::forget(session);
         let mount = Self {
             directory: directory.to_owned(),
             device: device_at(directory)?.0,
         };
+        // When dropped it would unmount whatever is on the directory then.
+        std::mem::forget(session);
         let device = mount.device.clone();
         std::thread::spawn(move || {
             // Where mounts cannot be looked at, the end of the connection has to do.

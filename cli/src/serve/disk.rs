@@ -71,7 +71,7 @@ impl OpenDisk {
             let found = self
                 .reader
                 .extents(DiskOffset(at), DiskOffset(range.end))
-                .map_err(|error| self.failed(&error))?;
+                .map_err(|error| self.failed(at..range.end, error))?;
             for extent in found {
                 if (extent.state == ExtentState::Data) == data {
                     return Ok(Some(extent.start.0));
@@ -84,12 +84,17 @@ impl OpenDisk {
 
     /// The error for the client. Whoever runs the server is told once per opened disk, since a client
     /// may well ask again and again.
-    fn failed(&self, error: &Error) -> ExportError {
+    fn failed(&self, bytes: Range<u64>, error: Error) -> ExportError {
+        let answer = ExportError::new(ErrorCode::Io, error.to_string());
         if !self.complained.swap(true, Ordering::Relaxed) {
-            self.catalog
-                .note(&format!("{}: a read failed: {error}", self.name));
+            let Range { start, end } = bytes;
+            self.catalog.note(&format!(
+                "{}: a read failed, of bytes {start} to {end}: {:#}",
+                self.name,
+                anyhow::Error::new(error)
+            ));
         }
-        ExportError::new(ErrorCode::Io, error.to_string())
+        answer
     }
 }
 
@@ -99,9 +104,10 @@ impl Export for OpenDisk {
     }
 
     fn read(&self, offset: u64, buffer: &mut [u8]) -> Result<(), ExportError> {
+        let len = buffer.len() as u64;
         self.reader
             .read_at(DiskOffset(offset), buffer)
-            .map_err(|error| self.failed(&error))
+            .map_err(|error| self.failed(offset..offset + len, error))
     }
 
     fn read_sparse(
@@ -110,9 +116,10 @@ impl Export for OpenDisk {
         buffer: &mut [u8],
         holes: &mut Holes,
     ) -> Result<(), ExportError> {
+        let len = buffer.len() as u64;
         self.reader
             .read_sparse_at(DiskOffset(offset), buffer, |range| holes.push(range))
-            .map_err(|error| self.failed(&error))
+            .map_err(|error| self.failed(offset..offset + len, error))
     }
 
     fn features(&self) -> Features {
@@ -147,7 +154,7 @@ impl Export for OpenDisk {
             let found = self
                 .reader
                 .extents(DiskOffset(at), DiskOffset(end))
-                .map_err(|error| self.failed(&error))?;
+                .map_err(|error| self.failed(at..end, error))?;
             for extent in found {
                 let flags = match extent.state {
                     ExtentState::Zero => HOLE | ZERO,
@@ -200,7 +207,7 @@ impl Context for ChangedSince {
             let found = self
                 .reader
                 .changes_since(&self.before.reader, DiskOffset(at), DiskOffset(end))
-                .map_err(|error| self.before.failed(&error))?;
+                .map_err(|error| self.before.failed(at..end, error))?;
             for change in found {
                 let flags = if change.changed { CHANGED } else { 0 };
                 at = change.start.0 + change.len.0;

@@ -262,7 +262,8 @@ fn names_and_sizes_need_no_data_and_damage_is_an_error_of_its_file() {
     assert_eq!(world.names("mnt/web1"), ["2026-11-22T11:00:00", "latest"]);
     mounted.signal("-TERM");
     let said = mounted.ended();
-    assert!(said.contains("damage") || said.contains("cannot"), "{said}");
+    assert!(said.contains("web1/vda@p"), "{said}");
+    assert!(said.contains("a read failed, of bytes 0 to "), "{said}");
 }
 
 #[test]
@@ -290,6 +291,41 @@ fn a_mount_ends_with_a_signal_or_umount_and_leaves_nothing_mounted() {
         mounted.ended();
         assert_eq!(world.names("mnt"), [""; 0]);
     }
+}
+
+#[test]
+fn a_repository_that_goes_away_for_a_while_is_an_error_as_long() {
+    let world = World::new();
+    let content = disk(1);
+    world.add(TestDomain::web1(&content));
+    let Some(mounted) = Mounted::start(&world) else {
+        return;
+    };
+    std::fs::rename(world.path("repo"), world.path("away")).unwrap();
+    let domains = || std::fs::read_dir(world.path("mnt"));
+    wait_until("an error", || domains().is_err());
+    domains().expect_err("it stays away");
+    std::fs::rename(world.path("away"), world.path("repo")).unwrap();
+    wait_until("it is back", || domains().is_ok());
+    assert!(mounted.read("web1/latest/vda.raw") == content);
+    mounted.signal("-TERM");
+    let said = mounted.ended();
+    assert_eq!(said.matches("cannot list the points").count(), 1, "{said}");
+}
+
+#[test]
+fn what_a_killed_mount_leaves_is_named_with_the_way_out() {
+    let world = World::new();
+    world.add(TestDomain::web1(&disk(1)));
+    let Some(mut mounted) = Mounted::start(&world) else {
+        return;
+    };
+    mounted.child.kill().unwrap();
+    mounted.child.wait().unwrap();
+    let ran = world.run(&["mount", "mnt"]);
+    ran.refused(2, "run `fusermount3 -u mnt` first");
+    tool("fusermount3", &["-u", &world.text("mnt")]);
+    assert!(!mounted.is_there());
 }
 
 #[test]
