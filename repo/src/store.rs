@@ -107,6 +107,24 @@ impl Store {
         })
     }
 
+    /// Reads the record with this id at this place, of whatever kind, and verifies it.
+    pub(crate) fn verify_at(&self, id: RawId, at: Location) -> Result<()> {
+        let mut sealed = vec![0; at.len as usize];
+        let name = ObjectName::Pack(at.pack);
+        self.storage.read_at(&name, at.offset.into(), &mut sealed)?;
+        let place = || format!("record {id} in pack {} at offset {}", at.pack, at.offset);
+        let (header, _) =
+            record::open_unknown(&sealed, &self.keys).map_err(|damage| damage.at(place()))?;
+        if header.id == id {
+            return Ok(());
+        }
+        Err(Error::Corrupt {
+            what: place(),
+            expected: id.to_string(),
+            found: header.id.to_string(),
+        })
+    }
+
     /// Whether a read failed because the pack is no longer there.
     pub(crate) fn is_gone(&self, pack: PackId, error: &Error) -> bool {
         matches!(error, Error::Missing { .. })

@@ -300,7 +300,7 @@ impl Look<'_> {
 /// Offsets of the records of a pack that are what the index expects there, when its table cannot be
 /// relied on: the file may hold sound records that belong elsewhere.
 fn good_records(store: &Store, id: PackId) -> Result<Vec<u32>> {
-    let entries = records_of(store, id)?;
+    let entries = records_of(store, id)?.entries;
     let ids: Vec<RawId> = entries.iter().map(|entry| entry.id).collect();
     let places = store.index.locate(&ids)?;
     let good = entries.iter().zip(places).filter_map(|(entry, place)| {
@@ -310,8 +310,16 @@ fn good_records(store: &Store, id: PackId) -> Result<Vec<u32>> {
     Ok(good.collect())
 }
 
-/// All records that can be found in a pack without its table.
-pub(crate) fn records_of(store: &Store, id: PackId) -> Result<Vec<PackEntry>> {
+/// What can be found in a pack without its table.
+pub(crate) struct Records {
+    /// The records, all of them good.
+    pub(crate) entries: Vec<PackEntry>,
+    /// Whether the medium could be read as far as the pack goes.
+    pub(crate) readable: bool,
+}
+
+/// Looks for records in a pack without its table.
+pub(crate) fn records_of(store: &Store, id: PackId) -> Result<Records> {
     let mut entries = Vec::new();
     let walked = walk(&*store.storage, id, &store.keys, &mut |found| {
         if let Found::Record { entry, .. } = found {
@@ -321,7 +329,10 @@ pub(crate) fn records_of(store: &Store, id: PackId) -> Result<Vec<PackEntry>> {
     });
     match walked {
         Err(error) if !error.is_damage() => Err(error),
-        _ => Ok(entries),
+        walked => Ok(Records {
+            entries,
+            readable: !matches!(walked, Err(Error::Io { .. })),
+        }),
     }
 }
 

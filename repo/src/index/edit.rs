@@ -7,7 +7,7 @@ use redb::{ReadableTable, ReadableTableMetadata, WriteTransaction};
 use super::fault::Fault;
 use super::row_of;
 use super::tables::*;
-use super::view::decode;
+use super::view::{Location, decode};
 use crate::format::pack::FinishedPack;
 use crate::{PackId, PointId, RawId, RepoId};
 
@@ -17,6 +17,17 @@ pub(super) struct Entry {
     pub(super) pack: u32,
     pub(super) offset: u32,
     pub(super) len: u32,
+}
+
+/// An id that was met in a second place, and keeps the first one.
+#[derive(Clone, Copy, Debug)]
+pub struct Rival {
+    /// The id.
+    pub id: RawId,
+    /// The place it keeps.
+    pub kept: Location,
+    /// The other one.
+    pub other: Location,
 }
 
 /// A transaction that may change things. Nothing counts until it is committed.
@@ -96,8 +107,9 @@ impl Edit {
     }
 
     /// Adds a few packs and their entries at once, as [`Index::add_packs`](super::Index::add_packs)
-    /// does it with many.
-    pub fn add_packs(&self, packs: &[FinishedPack]) -> Result<(), Fault> {
+    /// does it with many. Answers with what is found elsewhere.
+    pub fn add_packs(&self, packs: &[FinishedPack]) -> Result<Vec<Rival>, Fault> {
+        let mut rivals = Vec::new();
         for pack in packs {
             let number = self.enter_pack(row_of(pack))?;
             let entries = pack.entries.iter().map(|entry| Entry {
@@ -106,10 +118,10 @@ impl Edit {
                 offset: entry.offset,
                 len: entry.len,
             });
-            self.add_entries(entries)?;
+            rivals.append(&mut self.add_entries(entries)?);
             self.packs_entered(&[number])?;
         }
-        Ok(())
+        Ok(rivals)
     }
 
     /// Adds entries, which should be sorted by id.
@@ -117,7 +129,12 @@ impl Edit {
     /// An id that is there keeps its place, so that adding is idempotent and readers keep finding
     /// what they found, except where that place cannot be relied on: its pack is condemned, dead or gone,
     /// or the id is wanted. The id is wanted no more when it now lives elsewhere than where it was found damaged.
-    pub(super) fn add_entries(&self, entries: impl Iterator<Item = Entry>) -> Result<(), Fault> {
+    /// Answers with the entries whose ids keep another place.
+    pub(super) fn add_entries(
+        &self,
+        entries: impl Iterator<Item = Entry>,
+    ) -> Result<Vec<Rival>, Fault> {
+        let mut rivals = Vec::new();
         let mut ids = self.transaction.open_table(IDS)?;
         let packs = self.transaction.open_table(PACKS)?;
         let mut wanted = self.transaction.open_table(WANTED)?;
@@ -125,9 +142,9 @@ impl Edit {
         let mut relied_on: HashMap<u32, bool> = HashMap::new();
         for entry in entries {
             let id = entry.id.as_bytes();
-            let place = ids.get(id)?.map(|place| place.value().0);
+            let place = ids.get(id)?.map(|place| place.value());
             let is_wanted = any_wanted && wanted.get(id)?.is_some();
-            if let Some(number) = place {
+            if let Some((number, offset, len)) = place {
                 let reliable = match relied_on.get(&number) {
                     Some(reliable) => *reliable,
                     None => {
@@ -138,6 +155,22 @@ impl Edit {
                     }
                 };
                 if number == entry.pack || (reliable && !is_wanted) {
+                    if (number, offset) != (entry.pack, entry.offset) {
+                        let location = |number: u32, offset, len| {
+                            let row = packs.get(number)?.map(|row| decode(row.value()));
+                            let row = row.transpose()?;
+                            Ok::<_, Fault>(row.map(|PackRow { id: pack, .. }| Location {
+                                pack,
+                                offset,
+                                len,
+                            }))
+                        };
+                        let kept = location(number, offset, len)?;
+                        let other = location(entry.pack, entry.offset, entry.len)?;
+                        let id = entry.id;
+                        let rival = kept.zip(other);
+                        rivals.extend(rival.map(|(kept, other)| Rival { id, kept, other }));
+                    }
                     continue;
                 }
             }
@@ -146,7 +179,7 @@ impl Edit {
                 wanted.remove(id)?;
             }
         }
-        Ok(())
+        Ok(rivals)
     }
 
     /// Caches a point record.

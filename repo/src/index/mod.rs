@@ -29,7 +29,7 @@ use std::sync::Arc;
 
 use redb::{Builder, Database, DatabaseError, ReadOnlyDatabase, ReadableDatabase};
 
-pub use edit::Edit;
+pub use edit::{Edit, Rival};
 pub use fault::Fault;
 pub use files::{IndexFiles, LocalFiles};
 pub use gate::{FileGate, Held, IndexLock, NoLock};
@@ -268,7 +268,7 @@ impl Index {
     /// the batch, the less an entry costs.
     pub fn add_packs(&self, packs: &[FinishedPack]) -> Result<()> {
         let present = self.read(View::entries)?;
-        add_in_slices(packs, present, |slice| self.write(slice))
+        add_in_slices(packs, present, |slice| self.write(slice)).map(drop)
     }
 
     /// The cached point records.
@@ -375,8 +375,8 @@ impl Rebuild<'_> {
         self.index.guarded(|| transact(&self.database, work))
     }
 
-    /// Adds packs; as [`Index::add_packs`].
-    pub fn add_packs(&self, packs: &[FinishedPack]) -> Result<()> {
+    /// Adds packs; as [`Index::add_packs`]. Answers with ids that were met before, in other packs or in these.
+    pub fn add_packs(&self, packs: &[FinishedPack]) -> Result<Vec<Rival>> {
         let present = self
             .index
             .guarded(|| View::new(self.database.begin_read()?).entries())?;
@@ -404,12 +404,13 @@ impl Rebuild<'_> {
 type Slice<'a> = &'a mut dyn FnMut(&Edit) -> Result<(), Fault>;
 
 /// Adds packs and their entries, sorted by id, in transactions of limited size, each run by `write`, to
-/// an index with `present` entries.
+/// an index with `present` entries. Answers with the entries whose ids keep another place.
 fn add_in_slices(
     packs: &[FinishedPack],
     present: u64,
     mut write: impl FnMut(Slice) -> Result<()>,
-) -> Result<()> {
+) -> Result<Vec<Rival>> {
+    let mut rivals = Vec::new();
     let mut entries: Vec<(RawId, usize, u32, u32)> = Vec::new();
     for (place, pack) in packs.iter().enumerate() {
         let located = pack.entries.iter();
@@ -426,19 +427,21 @@ fn add_in_slices(
             for pack in packs {
                 numbers.push(edit.enter_pack(row_of(pack))?);
             }
-            edit.add_entries(slice.iter().map(|(id, place, offset, len)| Entry {
-                id: *id,
-                pack: numbers[*place],
-                offset: *offset,
-                len: *len,
-            }))?;
+            rivals.append(&mut edit.add_entries(slice.iter().map(
+                |(id, place, offset, len)| Entry {
+                    id: *id,
+                    pack: numbers[*place],
+                    offset: *offset,
+                    len: *len,
+                },
+            ))?);
             if is_last {
                 edit.packs_entered(&numbers)?;
             }
             Ok(())
         })?;
         if is_last {
-            return Ok(());
+            return Ok(rivals);
         }
     }
 }

@@ -5,7 +5,7 @@
 
 use redb::ReadableTable;
 
-use super::edit::Edit;
+use super::edit::{Edit, Rival};
 use super::fault::Fault;
 use super::tables::*;
 use super::{Index, SLICE_LEAVES_MAX, View, row_of, slice_len};
@@ -50,6 +50,21 @@ impl Edit {
             }
         }
         Ok(())
+    }
+
+    /// Points ids from the place they kept to the other one, which is known to be good.
+    pub fn prefer_others(&self, rivals: &[Rival]) -> Result<(), Fault> {
+        let mut moved = Vec::with_capacity(rivals.len());
+        for Rival { id, kept, other } in rivals {
+            if let Some(number) = self.number_of(other.pack)? {
+                moved.push(Moved {
+                    id: *id,
+                    from: self.number_of(kept.pack)?,
+                    to: (number.0, other.offset, other.len),
+                });
+            }
+        }
+        self.repoint(&moved)
     }
 
     /// Drops the entries of `ids` that point to the pack named with each.

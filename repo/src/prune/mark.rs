@@ -36,7 +36,7 @@ impl Prune<'_> {
         let census = self.census(&walks)?;
         self.check_present(&rows, &census)?;
         self.sort_packs(rows, census, &listing.alive(), &young);
-        Ok(())
+        self.spare_last_copies()
     }
 
     /// Leases that ended without a point not long ago. Rows that are older go.
@@ -157,7 +157,7 @@ impl Prune<'_> {
         let unused_max = self.options.unused_max_percent;
         self.plan = plan(&self.packs, other_bytes, unused_max, target);
         self.report.bytes_unused = self.plan.left_bytes;
-        for pack in &self.plan.rewrite {
+        for pack in self.plan.rewrite.iter().chain(&self.plan.unused) {
             let usage = census.packs.remove(&self.numbers[&pack.id]);
             self.usages.insert(pack.id, usage.unwrap_or_default());
         }

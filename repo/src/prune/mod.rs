@@ -28,6 +28,7 @@
 mod census;
 mod condemn;
 mod forgotten;
+mod last_copy;
 mod live;
 mod mark;
 mod plan;
@@ -223,7 +224,7 @@ pub struct Prune<'a> {
     /// How candidates are used.
     packs: Vec<PackUse>,
     plan: plan::Plan,
-    /// What is needed of the packs that are to be rewritten.
+    /// What is needed of the packs that are to be rewritten, or removed.
     usages: HashMap<PackId, Usage>,
     numbers: HashMap<PackId, PackNumber>,
     /// Packs condemned now or earlier, with their epochs.

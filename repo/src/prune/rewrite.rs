@@ -142,13 +142,16 @@ impl Prune<'_> {
             }
             table => table?,
         };
-        let needed = self.needed(pack, table.entries)?;
+        let needed = match self.needed(pack, table.entries)? {
+            Ok(needed) => needed,
+            Err(why) => return Ok(Some(format!("the pack {pack} is kept: {why}"))),
+        };
         let mut damage = None;
         for run in runs(&needed) {
             self.cancel.check()?;
-            for (entry, sealed) in run.iter().zip(self.read_verified(pack, run)?) {
+            for (entry, sealed) in run.iter().zip(self.read_verified(id, run)?) {
                 match sealed {
-                    Ok(sealed) => copies.append(self, pack, entry, &sealed)?,
+                    Ok(sealed) => copies.append(self, id, entry, &sealed)?,
                     Err(error) => damage = Some(crate::check::reason(&error)),
                 }
             }
@@ -156,21 +159,27 @@ impl Prune<'_> {
         Ok(damage)
     }
 
-    /// Which records of a pack are needed.
-    fn needed(&self, pack: PackId, mut entries: Vec<PackEntry>) -> Result<Vec<PackEntry>> {
+    /// Which records of a pack are needed; or why the pack has to stay.
+    fn needed(
+        &self,
+        pack: PackId,
+        mut entries: Vec<PackEntry>,
+    ) -> Result<Result<Vec<PackEntry>, String>> {
         let usage = &self.usages[&pack];
         if let Some(needed) = usage.needed(&entries) {
-            return Ok(needed);
+            return Ok(Ok(needed));
         }
         // The index finds some of them elsewhere.
         let ids: Vec<RawId> = entries.iter().map(|entry| entry.id).collect();
-        let mut places = self.store.index.locate(&ids)?.into_iter();
-        entries.retain(|entry| {
-            let place = places.next().flatten();
-            place.is_some_and(|at| (at.pack, at.offset) == (pack, entry.offset))
-        });
+        let places = self.store.index.locate(&ids)?;
+        let located = entries.par_iter().zip(&places);
+        if let Some(why) = located.find_map_any(|(entry, at)| self.doubt(pack, entry, *at)) {
+            return Ok(Err(why));
+        }
+        let mut places = places.into_iter();
+        entries.retain(|_| places.next().flatten().is_some_and(|at| at.pack == pack));
         // When that has changed since they were counted, nobody knows: then all are kept.
-        Ok(usage.needed(&entries).unwrap_or(entries))
+        Ok(Ok(usage.needed(&entries).unwrap_or(entries)))
     }
 
     /// The sealed bytes of neighbouring records, each with what is wrong with it.

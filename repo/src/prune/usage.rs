@@ -38,12 +38,17 @@ impl Usage {
         self.sum = self.sum.wrapping_add(prefix(id));
     }
 
+    /// Whether just these entries were counted.
+    pub(super) fn is_of(&self, entries: &[PackEntry]) -> bool {
+        let sums = entries.iter().map(|entry| prefix(entry.id));
+        let sum = sums.fold(0, u64::wrapping_add);
+        (entries.len(), sum) == (self.entries, self.sum)
+    }
+
     /// Which of these entries are needed, in the order of their offsets. None unless just these were
     /// counted.
     pub(super) fn needed(&self, entries: &[PackEntry]) -> Option<Vec<PackEntry>> {
-        let sums = entries.iter().map(|entry| prefix(entry.id));
-        let sum = sums.fold(0, u64::wrapping_add);
-        if (entries.len(), sum) != (self.entries, self.sum) {
+        if !self.is_of(entries) {
             return None;
         }
         let mut needed = entries.to_vec();

@@ -10,11 +10,10 @@
 use std::collections::{HashMap, HashSet};
 
 use super::damaged;
-use crate::check::packs::records_of;
+use crate::check::packs::{Records, records_of};
 use crate::check::{Health, PackHealth};
 use crate::format::pack::{FinishedPack, PackEntry, PackWriter, read_table};
 use crate::format::record;
-use crate::format::walk::{Found, walk};
 use crate::index::{Move, PackNumber, PackRow, View};
 use crate::storage::ObjectName;
 use crate::store::Store;
@@ -156,7 +155,7 @@ pub(super) fn good_entries(
                 .retain(|entry| health.holds_at(entry.offset, entry.len));
             Ok(pack.entries)
         }
-        Err(error) if error.is_damage() => records_of(store, id),
+        Err(error) if error.is_damage() => Ok(records_of(store, id)?.entries),
         Err(error) => Err(error),
     }
 }
@@ -169,17 +168,8 @@ fn entries_of(store: &Store, id: PackId) -> Result<(Vec<PackEntry>, bool)> {
         Err(error) if error.is_damage() => {}
         Err(error) => return Err(error),
     }
-    let mut entries = Vec::new();
-    let walked = walk(&*store.storage, id, &store.keys, &mut |found| {
-        if let Found::Record { entry, .. } = found {
-            entries.push(entry);
-        }
-        Ok(())
-    });
-    match walked {
-        Err(error) if !error.is_damage() => Err(error),
-        walked => Ok((entries, !matches!(walked, Err(Error::Io { .. })))),
-    }
+    let Records { entries, readable } = records_of(store, id)?;
+    Ok((entries, readable))
 }
 
 /// Why a record was not copied.

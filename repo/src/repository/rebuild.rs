@@ -7,12 +7,14 @@
 use std::collections::HashSet;
 use std::path::Path;
 
+use rayon::prelude::*;
+
 use super::{OpenOptions, Parts, Repository};
 use crate::check::packs::records_of;
 use crate::check::reason;
 use crate::format::pack::{FinishedPack, read_header, read_table};
 use crate::format::point::{self, POINT_BYTES_MAX};
-use crate::index::{Edit, Fault};
+use crate::index::{Edit, Fault, Rebuild, Rival};
 use crate::storage::{Folder, ObjectName};
 use crate::store::Store;
 use crate::{
@@ -22,6 +24,9 @@ use crate::{
 
 /// Entries gathered before they are added.
 const BATCH_ENTRIES: usize = 256 << 10;
+
+/// How often packs are looked for that came meanwhile, before the index is locked.
+const CATCH_UPS_MAX: usize = 3;
 
 /// Wanted ids taken over from the old index. What is left out, the next repair finds again.
 const WANTED_MAX: usize = 1 << 20;
@@ -81,34 +86,28 @@ impl Repository {
 
         let rebuild = store.index.start_rebuild()?;
         let packs = list_packs(store)?;
-        store.storage.settle(Folder::Packs)?;
         progress.packs(packs.len() as u64);
-        let mut batch = Vec::new();
-        for id in &packs {
-            cancel.check()?;
-            batch.extend(report.read_pack(store, *id)?);
-            let entries: usize = batch
-                .iter()
-                .map(|pack: &FinishedPack| pack.entries.len())
-                .sum();
-            if entries >= BATCH_ENTRIES {
-                rebuild.add_packs(&batch)?;
-                batch.clear();
-            }
-            progress.pack_done(0);
-        }
-        rebuild.add_packs(&batch)?;
+        report.add_packs(store, &rebuild, &packs, progress, cancel)?;
         if report.packs == 0 && !packs.is_empty() {
             return Err(Error::NothingVerifies {
                 path: self.path.clone(),
                 packs: packs.len() as u64,
             });
         }
+        // What others stored meanwhile, most of it: the rest is read under the lock.
+        let mut known: HashSet<PackId> = packs.into_iter().collect();
+        for _ in 0..CATCH_UPS_MAX {
+            let mut new = list_packs(store)?;
+            new.retain(|id| known.insert(*id));
+            if new.is_empty() {
+                break;
+            }
+            report.add_packs(store, &rebuild, &new, progress, cancel)?;
+        }
 
         let mut points = HashSet::new();
         rebuild.write(|edit| report.add_points(store, edit, &mut points))?;
 
-        let known: HashSet<PackId> = packs.into_iter().collect();
         // What others stored since the packs were listed; nobody can add to the index from here on.
         let mut late = Vec::new();
         rebuild.publish(|edit| {
@@ -120,7 +119,8 @@ impl Repository {
             if !late.is_empty() {
                 store.storage.settle(Folder::Packs)?;
             }
-            edit.add_packs(&late)?;
+            let rivals = edit.add_packs(&late)?;
+            edit.prefer_others(&better(store, rivals))?;
             report.add_points(store, edit, &mut points)?;
             for (id, record) in &memory.lost {
                 edit.put_point(*id, record)?;
@@ -157,6 +157,37 @@ impl Repository {
 }
 
 impl RebuildReport {
+    /// Reads packs and adds them. Of an id that is met twice, a good copy counts.
+    fn add_packs(
+        &mut self,
+        store: &Store,
+        rebuild: &Rebuild<'_>,
+        packs: &[PackId],
+        progress: &dyn CheckProgress,
+        cancel: &Cancel,
+    ) -> Result<()> {
+        store.storage.settle(Folder::Packs)?;
+        let mut packs = packs.iter();
+        loop {
+            let (mut batch, mut entries) = (Vec::new(), 0);
+            for id in packs.by_ref() {
+                cancel.check()?;
+                let pack = self.read_pack(store, *id)?;
+                entries += pack.as_ref().map_or(0, |pack| pack.entries.len());
+                batch.extend(pack);
+                progress.pack_done(0);
+                if entries >= BATCH_ENTRIES {
+                    break;
+                }
+            }
+            let better = better(store, rebuild.add_packs(&batch)?);
+            rebuild.write(|edit| edit.prefer_others(&better))?;
+            if entries < BATCH_ENTRIES {
+                return Ok(());
+            }
+        }
+    }
+
     /// The table of a pack, or what can be found in it without; none when it is no pack at all.
     fn read_pack(&mut self, store: &Store, id: PackId) -> Result<Option<FinishedPack>> {
         let pack = match read_table(&*store.storage, id, &store.keys) {
@@ -212,6 +243,17 @@ impl RebuildReport {
     }
 }
 
+/// Of ids that were met twice, those that are damaged in the place they keep and good in the other one: an
+/// index does not tell which copy was damaged and healed by storing it anew.
+fn better(store: &Store, mut rivals: Vec<Rival>) -> Vec<Rival> {
+    rivals.sort_unstable_by_key(|rival| (rival.kept.pack, rival.kept.offset));
+    let is_good = |id, at| store.verify_at(id, at).is_ok();
+    rivals
+        .into_par_iter()
+        .filter(|rival| !is_good(rival.id, rival.kept) && is_good(rival.id, rival.other))
+        .collect()
+}
+
 fn list_packs(store: &Store) -> Result<Vec<PackId>> {
     let names = store.storage.list(Folder::Packs)?;
     let pack = |name| match name {
@@ -224,7 +266,7 @@ fn list_packs(store: &Store) -> Result<Vec<PackId>> {
 /// What can be told of a pack whose table cannot be read: its records, if there are any. Where not
 /// even the header can be read, they tell the kind, and nobody knows whose it was.
 fn salvage(store: &Store, id: PackId) -> Result<Option<FinishedPack>> {
-    let entries = records_of(store, id)?;
+    let entries = records_of(store, id)?.entries;
     let (kind, lease) = match (
         read_header(&*store.storage, id, &store.keys),
         entries.first(),

@@ -1,13 +1,20 @@
-//! What was found damaged stays known as damaged until it is stored anew.
+//! What was found damaged stays known as damaged until it is stored anew; and once that has happened,
+//! the good copy is what counts.
 
 use std::fs;
 use std::os::unix::fs::FileExt;
 use std::path::{Path, PathBuf};
+use std::sync::Arc;
+use std::sync::atomic::{AtomicU64, Ordering};
 
-use virtkeep_repo::{Cancel, NoProgress, Point, RepairOptions, Repository};
+use virtkeep_repo::{
+    ByteLen, Cancel, Env, InitOptions, NoProgress, OpenOptions, Point, Random, RepairOptions,
+    Repository,
+};
 
 use crate::disk::{MemoryDisk, backup, draft, restore};
 use crate::prune::{History, Quiet, assert_clean, noise, now, prune, reopen, small};
+use crate::rebuild::rebuild;
 
 /// The data packs there are.
 pub(crate) fn data_packs(repo: &Repository) -> Vec<PathBuf> {
@@ -99,4 +106,53 @@ fn what_a_point_that_comes_back_relies_on_is_still_known_as_damaged() {
     repair(&repo, true);
     assert_eq!(repo.wanted().unwrap(), 0);
     assert_clean(&repo);
+}
+
+/// What is made later has a higher name.
+struct Rising(AtomicU64);
+
+impl Random for Rising {
+    fn fill(&self, bytes: &mut [u8]) {
+        let number = self.0.fetch_add(1, Ordering::Relaxed).to_be_bytes();
+        let len = bytes.len().min(8);
+        bytes[..len].copy_from_slice(&number[8 - len..]);
+    }
+}
+
+#[test]
+fn when_the_index_is_built_anew_the_good_copy_counts_and_not_the_damaged_one() {
+    // The damaged pack is met first.
+    let dir = tempfile::tempdir().unwrap();
+    let mut env = Env::system();
+    env.random = Arc::new(Rising(AtomicU64::new(1 << 32)));
+    let options = InitOptions {
+        chunk_size: ByteLen(4096),
+        ..InitOptions::default()
+    };
+    let path = dir.path().join("repo");
+    let repo = Repository::init(&path, &options, env.clone()).unwrap();
+    let mut disk = MemoryDisk::new(256 << 10);
+    disk.write(0, &noise(1, 256 << 10));
+    let point = backup(&repo, &disk.whole(), None);
+    spoil(&data_packs(&repo)[0]);
+    let repo = Repository::open(&path, &OpenOptions::default(), env.clone()).unwrap();
+    repair(&repo, false);
+    let healing = backup(&repo, &disk.changes(), Some(&point));
+    let repo = Repository::open(&path, &OpenOptions::default(), env).unwrap();
+    assert!(restore(&repo, &point) == disk.bytes);
+    assert_eq!(data_packs(&repo).len(), 3, "damaged, salvaged, healed");
+
+    for spoiled in [false, true] {
+        if spoiled {
+            fs::write(path.join("index.redb"), "gone").unwrap();
+        }
+        rebuild(&repo);
+        let repo = reopen(&repo);
+        assert!(restore(&repo, &point) == disk.bytes, "spoiled: {spoiled}");
+        assert!(restore(&repo, &healing) == disk.bytes);
+    }
+    let repo = reopen(&repo);
+    prune(&repo, now());
+    assert_clean(&repo);
+    assert!(restore(&repo, &point) == disk.bytes);
 }

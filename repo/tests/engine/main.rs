@@ -15,6 +15,7 @@ mod hardship;
 mod healing;
 mod histories;
 mod hooked;
+mod last_copy;
 mod leases;
 mod note;
 mod parents;
