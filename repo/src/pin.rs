@@ -12,9 +12,12 @@ use std::sync::Arc;
 
 use serde::{Deserialize, Serialize};
 
-use crate::file_system::{FileSystem, LocalFileSystem};
+use crate::file_system::{FileSystem, LocalFileSystem, OpenFile};
 use crate::index::Fault;
 use crate::{Env, Error, PointId, Repository, Result, UnixMillis};
+
+/// What a pin is called while it is written.
+const TEMPORARY_SUFFIX: &str = ".new";
 
 /// The largest pin that is read, in bytes.
 const PIN_BYTES_MAX: u64 = 1 << 20;
@@ -140,11 +143,11 @@ impl PinStore {
         };
         let name = data_encoding::HEXLOWER.encode(&self.env.random_bytes::<16>());
         let path = self.dir.join(&name);
-        let temporary = self.dir.join(format!("{name}.new"));
+        let temporary = self.dir.join(format!("{name}{TEMPORARY_SUFFIX}"));
         let write = || -> io::Result<()> {
             let mut json = serde_json::to_vec(&pin)?;
             json.push(b'\n');
-            let mut file = self.files.create_new(&temporary)?;
+            let mut file = self.create_locked(&temporary)?;
             file.append(&json)?;
             file.sync()?;
             self.files.rename_new(&temporary, &path)
@@ -154,8 +157,48 @@ impl PinStore {
             let _ = self.files.remove(&temporary);
             return Err(Error::io("write the pin", &path)(error));
         }
-        self.sync()?;
+        if let Err(error) = self.sync() {
+            // Nobody is told its name.
+            let _ = self.files.remove(&path);
+            return Err(error);
+        }
         Ok(name)
+    }
+
+    /// Creates a temporary file that nobody takes for debris as long as it is open.
+    fn create_locked(&self, temporary: &Path) -> io::Result<Box<dyn OpenFile>> {
+        loop {
+            let file = self.files.create_new(temporary)?;
+            // Whoever clears debris away may have come before the lock.
+            if file.try_lock()? && file.is_linked()? {
+                return Ok(file);
+            }
+        }
+    }
+
+    /// Removes what killed commands left of pins that never came to be.
+    pub fn remove_debris(&self) -> Result<()> {
+        let paths = match self.files.entries(&self.dir) {
+            Err(error) if error.kind() == io::ErrorKind::NotFound => return Ok(()),
+            paths => paths.map_err(Error::io("list", &self.dir))?,
+        };
+        for path in paths {
+            let name = path.file_name().and_then(|name| name.to_str());
+            let name = name.and_then(|name| name.strip_suffix(TEMPORARY_SUFFIX));
+            if name.and_then(valid_name).is_none() {
+                continue;
+            }
+            let remove = || match self.files.open(&path)?.try_lock()? {
+                true => self.files.remove(&path),
+                false => Ok(()),
+            };
+            match remove() {
+                // Renamed into its place meanwhile.
+                Err(error) if error.kind() == io::ErrorKind::NotFound => {}
+                removed => removed.map_err(Error::io("remove", &path))?,
+            }
+        }
+        Ok(())
     }
 
     /// Every pin with its name. One that cannot be read is an error: to overlook it might cost a
@@ -257,6 +300,20 @@ mod tests {
         assert_eq!(pins.list().unwrap(), []);
         fs::write(dir.path().join("b".repeat(32)), "{").unwrap();
         assert!(matches!(pins.list(), Err(Error::Corrupt { .. })));
+    }
+
+    #[test]
+    fn what_a_killed_command_left_of_a_pin_is_removed_and_what_is_being_written_is_not() {
+        let dir = tempfile::tempdir().unwrap();
+        let pins = PinStore::new(dir.path(), Env::system());
+        let [left, written] = ["a", "b"].map(|name| dir.path().join(name.repeat(32) + ".new"));
+        fs::write(&left, "{").unwrap();
+        let _writer = pins.create_locked(&written).unwrap();
+        let pin = pins.create(&[], PinKind::User, "test", None).unwrap();
+        pins.remove_debris().unwrap();
+        assert!(!left.exists());
+        assert!(written.exists());
+        assert_eq!(pins.list().unwrap()[0].0, pin);
     }
 
     #[test]

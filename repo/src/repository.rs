@@ -2,7 +2,7 @@
 
 mod clear_up;
 mod open;
-mod rebuild;
+pub(crate) mod rebuild;
 mod watch;
 
 pub use open::Parts;

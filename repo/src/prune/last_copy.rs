@@ -5,8 +5,6 @@
 //! was killed after copying; or the index is wrong. So the other copy is read before this one goes. Whether
 //! there is such a thing at all is seen by comparing the table with what was counted.
 
-use std::collections::HashMap;
-
 use rayon::prelude::*;
 
 use super::Prune;
@@ -82,6 +80,8 @@ impl Prune<'_> {
         let elsewhere = at.filter(|at| at.pack != pack)?;
         let error = self.store.verify_at(entry.id, elsewhere).err()?;
         let (kind, id, why) = (entry.kind.name(), entry.id, reason(&error));
-        Some(format!("it holds {kind} {id}, and where the index finds that: {why}"))
+        Some(format!(
+            "it holds {kind} {id}, and where the index finds that: {why}"
+        ))
     }
 }

@@ -149,9 +149,9 @@ impl Prune<'_> {
         let mut damage = None;
         for run in runs(&needed) {
             self.cancel.check()?;
-            for (entry, sealed) in run.iter().zip(self.read_verified(id, run)?) {
+            for (entry, sealed) in run.iter().zip(self.read_verified(pack, run)?) {
                 match sealed {
-                    Ok(sealed) => copies.append(self, id, entry, &sealed)?,
+                    Ok(sealed) => copies.append(self, pack, entry, &sealed)?,
                     Err(error) => damage = Some(crate::check::reason(&error)),
                 }
             }

@@ -17,8 +17,11 @@ mod salvage;
 
 use lost::Lost;
 
+use crate::check::packs::records_of;
 use crate::check::{Health, PackHealth, packs};
 use crate::lease::Roots;
+use crate::repository::rebuild::salvage as salvage_without_table;
+use crate::storage::ObjectName;
 use crate::{
     Affected, Cancel, CheckProgress, CheckReport, Error, MaintenanceLock, PackId, PointId,
     ReadData, Repository, Result,
@@ -97,6 +100,7 @@ impl Repository {
         }
         self.check_may_remove()?;
         let alone = MaintenanceLock::take(&self.path().join("locks"), "virtkeep repair")?;
+        let worthless = self.take_in(self.take_over()?)?;
         let index = &self.store().index;
         let lease = self
             .leases
@@ -109,7 +113,7 @@ impl Repository {
         report.found = packs.report;
         tell_damage(&report.found, progress);
         let damaged = damaged(&packs.health);
-        report.packs_damaged = damaged.len() as u64;
+        report.packs_damaged = (damaged.len() + worthless.len()) as u64;
 
         // What hangs below a lost node is known once a copy of the node was found.
         for _ in 0..COPY_ROUNDS_MAX {
@@ -141,6 +145,13 @@ impl Repository {
             report.packs_removed = salvaged.packs_removed;
         }
 
+        if options.remove && packs.health.values().any(|pack| !pack.is_worthless()) {
+            for pack in worthless {
+                self.store().storage.delete(&ObjectName::Pack(pack))?;
+                report.packs_removed += 1;
+            }
+        }
+
         let mut left = Lost::new(index);
         let mut note = |id| left.note(id);
         let found = &mut report.found;
@@ -151,13 +162,27 @@ impl Repository {
         report.found.wanted = self.wanted()?;
         drop(lease);
         drop(alone);
-        // Last: whoever clears up takes the row of a lost record for one of a forgotten point.
-        self.clear_up()?;
         Ok(report)
     }
 }
 
 impl Repository {
+    /// Tells the index of packs that nobody living wrote and whose tables cannot be read, so that they are
+    /// mended like others. Answers with those in which there is not one record, though all of them can
+    /// be read.
+    fn take_in(&self, unreadable: Vec<PackId>) -> Result<Vec<PackId>> {
+        let store = self.store();
+        let mut worthless = Vec::new();
+        for id in unreadable {
+            match salvage_without_table(store, id)? {
+                Some(pack) if !pack.entries.is_empty() => store.index.add_packs(&[pack])?,
+                _ if records_of(store, id)?.readable => worthless.push(id),
+                _ => {}
+            }
+        }
+        Ok(worthless)
+    }
+
     /// Where not one record can be verified, the key is wrong rather than every pack.
     fn refuse_wrong_key(&self, health: &Health) -> Result<()> {
         if !health.is_empty() && health.values().all(PackHealth::is_worthless) {

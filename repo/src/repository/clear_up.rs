@@ -39,6 +39,7 @@ impl Repository {
         self.note_unfinished(&dead)?;
         self.reconcile_points()?;
         self.store.storage.remove_debris()?;
+        self.pins.remove_debris()?;
         // One that died since they were listed may have left packs that are not adopted yet.
         let dead: HashSet<LeaseId> = dead.iter().map(|lease| lease.id).collect();
         self.leases.sweep(&dead)?;

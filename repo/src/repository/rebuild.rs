@@ -4,7 +4,7 @@
 //! into its place under the exclusive lock, after taking in what was stored meanwhile. Nothing but
 //! `index.redb` is touched, so this can be repeated, and loses nothing that the packs hold.
 
-use std::collections::HashSet;
+use std::collections::{HashMap, HashSet};
 use std::path::Path;
 
 use rayon::prelude::*;
@@ -48,7 +48,9 @@ pub struct RebuildReport {
 struct Memory {
     epoch: u64,
     wanted: Vec<RawId>,
-    /// Records that are nowhere else, though nobody has forgotten their points.
+    /// Copies of the point records.
+    records: HashMap<PointId, Vec<u8>>,
+    /// Those of them that are nowhere else, though nobody has forgotten their points.
     lost: Vec<(PointId, Vec<u8>)>,
 }
 
@@ -106,7 +108,7 @@ impl Repository {
         }
 
         let mut points = HashSet::new();
-        rebuild.write(|edit| report.add_points(store, edit, &mut points))?;
+        rebuild.write(|edit| report.add_points(store, edit, &memory, &mut points))?;
 
         // What others stored since the packs were listed; nobody can add to the index from here on.
         let mut late = Vec::new();
@@ -121,7 +123,7 @@ impl Repository {
             }
             let rivals = edit.add_packs(&late)?;
             edit.prefer_others(&better(store, rivals))?;
-            report.add_points(store, edit, &mut points)?;
+            report.add_points(store, edit, &memory, &mut points)?;
             for (id, record) in &memory.lost {
                 edit.put_point(*id, record)?;
             }
@@ -137,12 +139,14 @@ impl Repository {
         let mut memory = Memory {
             epoch: 1,
             wanted: Vec::new(),
+            records: HashMap::new(),
             lost: Vec::new(),
         };
         let index = &self.store().index;
         if index.check_identity().is_ok() {
             memory.epoch = index.epoch()?;
             memory.wanted = index.wanted(WANTED_MAX)?.into_iter().collect();
+            memory.records = index.points()?.into_iter().collect();
             memory.lost = self.lost_records()?;
             memory
                 .lost
@@ -208,11 +212,12 @@ impl RebuildReport {
         Ok(Some(pack))
     }
 
-    /// Adds the points that are not in `known` yet.
+    /// Adds the points that are not in `known` yet. Of a damaged record the old index's copy is kept.
     fn add_points(
         &mut self,
         store: &Store,
         edit: &Edit,
+        memory: &Memory,
         known: &mut HashSet<ObjectName>,
     ) -> Result<(), Fault> {
         for name in store.storage.list(Folder::Points)? {
@@ -222,21 +227,23 @@ impl RebuildReport {
             if !known.insert(name) {
                 continue;
             }
-            let record = match store.storage.read_whole(&name, POINT_BYTES_MAX as u64) {
-                // Forgotten meanwhile.
-                Err(Error::Missing { .. }) => continue,
-                Err(error) if error.is_damage() => {
-                    self.damage.push(reason(&error));
-                    continue;
-                }
-                record => record?,
-            };
-            match point::decode(&record, id, &store.keys) {
-                Ok(_) => {
+            let is_record = |record: &[u8]| point::decode(record, id, &store.keys).map(drop);
+            let record = store.storage.read_whole(&name, POINT_BYTES_MAX as u64);
+            match record.and_then(|record| is_record(&record).map(|()| record)) {
+                Ok(record) => {
                     edit.put_point(id, &record)?;
                     self.points += 1;
                 }
-                Err(error) => self.damage.push(reason(&error)),
+                // Forgotten meanwhile.
+                Err(Error::Missing { .. }) => {}
+                Err(error) if error.is_damage() => {
+                    self.damage.push(reason(&error));
+                    let copy = memory.records.get(&id);
+                    if let Some(copy) = copy.filter(|copy| is_record(copy).is_ok()) {
+                        edit.put_point(id, copy)?;
+                    }
+                }
+                Err(error) => return Err(error.into()),
             }
         }
         Ok(())
@@ -265,7 +272,7 @@ fn list_packs(store: &Store) -> Result<Vec<PackId>> {
 
 /// What can be told of a pack whose table cannot be read: its records, if there are any. Where not
 /// even the header can be read, they tell the kind, and nobody knows whose it was.
-fn salvage(store: &Store, id: PackId) -> Result<Option<FinishedPack>> {
+pub(crate) fn salvage(store: &Store, id: PackId) -> Result<Option<FinishedPack>> {
     let entries = records_of(store, id)?.entries;
     let (kind, lease) = match (
         read_header(&*store.storage, id, &store.keys),

@@ -11,6 +11,7 @@ use virtkeep_repo::{
 };
 
 use crate::disk::{MemoryDisk, backup, reopen, restore, restore_disk};
+use crate::prune::{now, prune};
 use crate::rebuild::{Quiet, rebuild_at};
 
 const GOLDEN: &str = concat!(env!("CARGO_MANIFEST_DIR"), "/../tests/golden");
@@ -86,7 +87,11 @@ fn hash(bytes: &[u8]) -> String {
 
 /// Every disk and file of every point that is there, forgotten or not, is what it was.
 fn assert_content(repo: &Repository) {
-    for part in content() {
+    assert_parts(repo, content());
+}
+
+fn assert_parts(repo: &Repository, parts: impl IntoIterator<Item = Part>) {
+    for part in parts {
         let _hold;
         let point = match repo.point(part.point) {
             Err(Error::NoSuchPoint { .. }) => {
@@ -206,6 +211,30 @@ fn the_golden_repository_takes_in_new_points_and_gives_back_forgotten_ones() {
     assert!(restore(&repo, &new) == disk.bytes);
     assert_sound(&repo);
     assert_content(&repo);
+}
+
+#[test]
+fn the_golden_repository_forgets_and_is_pruned_and_keeps_all_else() {
+    let (_dir, repo) = opened();
+    let points = repo.points().unwrap();
+    let gone = named(&points, "web")[1].id;
+    let forgotten = repo.forgotten().unwrap().points[0].id;
+    repo.forget(&[gone]).unwrap();
+    let report = prune(&repo, now());
+    assert_eq!(report.forgotten_removed, 2);
+    assert!(
+        report.packs_removed > 0 && report.damage.is_empty(),
+        "{report:?}"
+    );
+    let repo = reopen(&repo);
+    assert_sound(&repo);
+    assert!(repo.forgotten().unwrap().points.is_empty());
+    let kept = content()
+        .into_iter()
+        .filter(|part| part.point != gone && part.point != forgotten);
+    assert_parts(&repo, kept);
+    rebuild_at(repo.path());
+    assert_sound(&reopen(&repo));
 }
 
 #[test]

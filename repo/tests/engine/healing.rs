@@ -156,3 +156,28 @@ fn when_the_index_is_built_anew_the_good_copy_counts_and_not_the_damaged_one() {
     assert_clean(&repo);
     assert!(restore(&repo, &point) == disk.bytes);
 }
+
+#[test]
+fn a_pack_without_a_row_that_cannot_be_read_is_mended_or_removed_and_not_left_for_ever() {
+    let (_dir, repo) = small();
+    let mut history = History::new(512 << 10);
+    history.grow(&repo, 2);
+    let folder = repo.path().join("packs/ab");
+    fs::create_dir_all(&folder).unwrap();
+    let rubbish = folder.join(format!("ab{}.pack", "0".repeat(30)));
+    fs::write(&rubbish, noise(5, 10_000)).unwrap();
+    // A pack that the index was never told of, and whose table is spoiled.
+    let lost = folder.join(format!("ab{}.pack", "1".repeat(30)));
+    fs::copy(&data_packs(&repo)[0], &lost).unwrap();
+    let len = fs::metadata(&lost).unwrap().len();
+    let file = fs::OpenOptions::new().write(true).open(&lost).unwrap();
+    file.write_all_at(&[0xff; 16], len - 100).unwrap();
+
+    repair(&repo, false);
+    assert!(rubbish.exists() && lost.exists());
+    repair(&repo, true);
+    assert!(!rubbish.exists() && !lost.exists());
+    assert!(prune(&repo, now()).damage.is_empty());
+    history.assert_restores(&repo);
+    assert_clean(&repo);
+}

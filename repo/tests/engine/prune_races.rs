@@ -1,7 +1,7 @@
 //! Prune beside everything else, at every moment that matters. Each race is played out step by step.
 
 use std::fs;
-use std::sync::{Arc, Mutex};
+use std::sync::{Arc, Mutex, mpsc};
 
 use virtkeep_repo::config::Config;
 use virtkeep_repo::format::geometry::FanOut;
@@ -14,7 +14,8 @@ use virtkeep_repo::prune::Prune;
 use virtkeep_repo::storage::{LocalStorage, ObjectName, Storage};
 use virtkeep_repo::{
     ByteLen, Cancel, Codec, DiskOffset, DiskSink, Env, Error, LeaseId, NoProgress, OpenOptions,
-    PackId, PackKind, Point, PruneOptions, RawId, RecordKind, Repository, SourceError,
+    PackId, PackKind, Point, PruneOptions, PruneProgress, PruneStage, RawId, RecordKind,
+    Repository, SourceError,
 };
 
 use crate::disk::{MemoryDisk, backup, draft, restore};
@@ -533,6 +534,18 @@ fn a_node_that_cannot_be_read_keeps_everything_where_it_is() {
     drop(history);
 }
 
+/// Tells when a prune begins to wait.
+struct Telling(Mutex<mpsc::Sender<()>>);
+
+impl PruneProgress for Telling {
+    fn begin(&self, stage: PruneStage, _: u64) {
+        if stage == PruneStage::Waiting {
+            self.0.lock().unwrap().send(()).unwrap();
+        }
+    }
+    fn done(&self) {}
+}
+
 #[test]
 fn an_exact_prune_waits_for_running_backups() {
     let (_dir, repo) = small();
@@ -543,12 +556,14 @@ fn an_exact_prune_waits_for_running_backups() {
         exact: true,
         ..PruneOptions::default()
     };
+    let (told, waiting) = mpsc::channel();
+    let progress = Telling(Mutex::new(told));
     let report = std::thread::scope(|scope| {
-        let pruning = scope.spawn(|| prune(&repo, options));
-        std::thread::sleep(std::time::Duration::from_millis(500));
+        let pruning = scope.spawn(|| repo.prune(options, &progress, &Cancel::new()));
+        waiting.recv().unwrap();
         assert!(!pruning.is_finished());
         drop(running);
-        pruning.join().unwrap()
+        pruning.join().unwrap().unwrap()
     });
     assert_eq!(report.packs_waiting, 0);
     assert!(report.packs_removed > 0);

@@ -146,6 +146,22 @@ fn a_lost_record_is_put_back_though_its_point_has_lost_a_pack_as_well() {
 }
 
 #[test]
+fn a_damaged_record_is_put_back_though_the_index_was_built_anew_meanwhile() {
+    let (_dir, repo) = small();
+    let history = history(&repo);
+    let id = history.points[0].0.id;
+    let path = repo.path().join("points").join(id.to_string());
+    let mut bytes = fs::read(&path).unwrap();
+    bytes[40] ^= 1;
+    fs::write(&path, bytes).unwrap();
+    assert_eq!(rebuild(&repo).damage.len(), 1);
+    let repo = reopen(&repo);
+    assert_eq!(mend(&repo).points_healed, [id]);
+    history.assert_restores(&repo);
+    assert_clean(&repo);
+}
+
+#[test]
 fn a_forgetting_killed_while_a_prune_is_under_way_leaves_no_row_that_looks_like_a_lost_record() {
     let (_dir, repo) = small();
     let mut history = history(&repo);
