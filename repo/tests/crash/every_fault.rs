@@ -4,13 +4,15 @@
 
 use std::panic::{AssertUnwindSafe, catch_unwind, resume_unwind};
 
-use virtkeep_repo::{Error, Result};
+use virtkeep_repo::storage::{ObjectName, Storage};
+use virtkeep_repo::{Error, PointId, Result};
 
 use crate::effort::Effort;
 use crate::model::Survival;
 use crate::power::{Plan, Trouble};
 use crate::scenarios::{
-    AFTER_A_KILL, FIRST_BACKUP, FORGET, INCREMENTAL, PIN, PRUNE, REBUILD, Scenario, UNDO_FORGET,
+    AFTER_A_KILL, FIRST_BACKUP, FORGET, INCREMENTAL, PIN, PRUNE, REBUILD, REPAIR, REPAIR_ANEW,
+    Scenario, UNDO_FORGET,
 };
 use crate::world::{KIB, Machine, World};
 
@@ -42,7 +44,7 @@ fn bears(scenario: &Scenario) {
             run.disk.follow(plan, || {});
             let examined = catch_unwind(AssertUnwindSafe(|| {
                 let done = (scenario.work)(&run, &mut machine);
-                examine(&run, &machine, done, trouble);
+                examine(&run, &machine, scenario, done, trouble);
             }));
             if let Err(panic) = examined {
                 let (name, trace) = (scenario.name, run.disk.trace());
@@ -56,7 +58,13 @@ fn bears(scenario: &Scenario) {
 }
 
 /// What must hold after trouble that may still go on.
-fn examine(world: &World, machine: &Machine, done: Result<()>, trouble: Trouble) {
+fn examine(
+    world: &World,
+    machine: &Machine,
+    scenario: &Scenario,
+    done: Result<()>,
+    trouble: Trouble,
+) {
     let machine = &mut machine.clone();
     match done {
         Ok(()) => {}
@@ -65,10 +73,17 @@ fn examine(world: &World, machine: &Machine, done: Result<()>, trouble: Trouble)
         }
         Err(error) => panic!("an error that does not tell the reason: {error:?}"),
     }
-    machine.inspect(&world.open_read_only().unwrap());
-    machine.inspect(&world.open().unwrap());
+    let (read_only, repo) = (world.open_read_only().unwrap(), world.open().unwrap());
+    if scenario.mend.is_none() {
+        machine.inspect(&read_only);
+        machine.inspect(&repo);
+    }
+    drop(repo);
 
     world.disk.mend();
+    if let Some(mend) = scenario.mend {
+        mend(world, machine).unwrap();
+    }
     let repo = world.open().unwrap();
     machine.find_all_well(&repo);
     machine.back_up(&repo).unwrap();
@@ -116,6 +131,54 @@ fn every_operation_fails_that_takes_forgetting_back() {
 #[test]
 fn every_operation_of_a_prune_fails() {
     bears(&PRUNE);
+}
+
+#[test]
+fn every_operation_of_a_repair_fails() {
+    bears(&REPAIR);
+}
+
+#[test]
+fn every_operation_of_a_repair_fails_that_builds_the_index_anew() {
+    bears(&REPAIR_ANEW);
+}
+
+#[test]
+fn a_pin_that_cannot_be_made_durable_is_no_pin() {
+    let mut machine = Machine::new(1);
+    let world = (PIN.before)(&mut machine);
+    for at in 0.. {
+        let run = world.copy(at);
+        let repo = run.open().unwrap();
+        let (count, trouble) = (1, Trouble::Media);
+        run.disk.follow(Plan::Fault { at, count, trouble }, || {});
+        let pinned = machine.clone().pin(&repo, machine.last().unwrap());
+        run.disk.mend();
+        let pins = repo.pins().list().unwrap();
+        assert_eq!(
+            pins.len(),
+            usize::from(pinned.is_ok()),
+            "{}",
+            run.disk.trace()
+        );
+        if pinned.is_ok() {
+            assert!(at > 4);
+            break;
+        }
+    }
+}
+
+#[test]
+fn an_object_of_which_a_write_has_failed_is_written_no_further() {
+    let world = World::new(1);
+    let name = ObjectName::Point(PointId::from_bytes([1; 10]));
+    let mut writer = world.storage().create(&name).unwrap();
+    let (at, count, trouble) = (0, 1, Trouble::Media);
+    world.disk.follow(Plan::Fault { at, count, trouble }, || {});
+    assert!(matches!(writer.append(b"one"), Err(Error::Io { .. })));
+    assert!(matches!(writer.append(b"two"), Err(Error::Poisoned)));
+    assert!(matches!(writer.finish(), Err(Error::Poisoned)));
+    assert_eq!(world.storage().len(&name).unwrap(), None);
 }
 
 #[test]

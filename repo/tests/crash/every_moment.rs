@@ -3,16 +3,18 @@
 //! work.
 
 use std::panic::{AssertUnwindSafe, catch_unwind, resume_unwind};
+use std::path::Path;
 
-use virtkeep_repo::{Error, Result};
+use virtkeep_repo::{Error, RawId, Result};
 
 use crate::effort::Effort;
 use crate::model::Survival;
 use crate::power::Plan;
 use crate::scenarios::{
-    AFTER_A_KILL, FIRST_BACKUP, FORGET, INCREMENTAL, PIN, PRUNE, REBUILD, Scenario, UNDO_FORGET,
+    AFTER_A_KILL, FIRST_BACKUP, FORGET, INCREMENTAL, PIN, PRUNE, REBUILD, REPAIR, REPAIR_ANEW,
+    Scenario, UNDO_FORGET, index_of,
 };
-use crate::world::{Machine, World};
+use crate::world::{Machine, ROOT, World};
 
 /// What becomes of that which was not synced; tried in turn.
 const FATES: [Survival; 6] = [
@@ -45,7 +47,12 @@ fn survives(scenario: &Scenario) {
             let survival = FATES[((at + number) % 6) as usize];
             let seed = at * 1000 + number;
             let examined = catch_unwind(AssertUnwindSafe(|| {
-                examine(run.after_power_loss(survival, seed), &machine, seed);
+                examine(
+                    run.after_power_loss(survival, seed),
+                    &machine,
+                    scenario,
+                    seed,
+                );
             }));
             if let Err(panic) = examined {
                 let (name, trace) = (scenario.name, run.disk.trace());
@@ -68,21 +75,30 @@ fn survives(scenario: &Scenario) {
 }
 
 /// What must hold after a loss of power.
-fn examine(mut world: World, machine: &Machine, seed: u64) {
+fn examine(mut world: World, machine: &Machine, scenario: &Scenario, seed: u64) {
     let machine = &mut machine.clone();
-    machine.inspect(&world.open_read_only().unwrap());
+    let repo = world.open_read_only().unwrap();
+    if scenario.mend.is_none() {
+        machine.inspect(&repo);
+    }
     if seed % 2 == 1 {
         // It fails again, while the next backup sets things right.
         let plan = Plan::PowerLoss { at: seed % 97 };
         world.disk.follow(plan, world.last_words());
-        let again = world.open().and_then(|repo| {
-            machine.back_up(&repo)?;
-            machine.prune(&repo)
-        });
+        let again = match scenario.mend {
+            Some(mend) => mend(&world, machine),
+            None => world.open().and_then(|repo| {
+                machine.back_up(&repo)?;
+                machine.prune(&repo).map(drop)
+            }),
+        };
         again.ok();
         world = world.after_power_loss(Survival::ByChance, seed);
     }
 
+    if let Some(mend) = scenario.mend {
+        mend(&world, machine).unwrap();
+    }
     let repo = world.open().unwrap();
     machine.find_all_well(&repo);
     machine.works();
@@ -101,13 +117,18 @@ fn examine(mut world: World, machine: &Machine, seed: u64) {
 fn examine_killed(run: &World, machine: &Machine, scenario: &Scenario, seed: u64) {
     let back_up: fn(&World, &mut Machine) -> Result<()> =
         |world, machine| machine.back_up(&world.open()?);
-    let others = [scenario.work, back_up, PRUNE.work];
+    // Nothing can be pruned while a record is lost.
+    let others = [scenario.work, back_up, scenario.mend.unwrap_or(PRUNE.work)];
     for work in Effort::chosen(MOMENTS).some_of(&others, seed) {
         let (world, machine) = (run.after_kill(), &mut machine.clone());
         work(&world, machine).unwrap();
         for survival in [Survival::Nothing, Survival::ByChance] {
             let after = world.after_power_loss(survival, seed);
-            machine.find_all_well(&after.open().unwrap());
+            if let Some(mend) = scenario.mend {
+                mend(&after, &mut machine.clone()).unwrap();
+            } else {
+                machine.find_all_well(&after.open().unwrap());
+            }
         }
     }
 }
@@ -150,6 +171,39 @@ fn power_fails_while_forgetting_is_taken_back() {
 #[test]
 fn power_fails_in_a_prune() {
     survives(&PRUNE);
+}
+
+#[test]
+fn power_fails_while_a_damaged_repository_is_mended() {
+    survives(&REPAIR);
+}
+
+#[test]
+fn power_fails_while_a_damaged_repository_is_mended_and_its_index_built_anew() {
+    survives(&REPAIR_ANEW);
+}
+
+#[test]
+fn what_the_index_was_told_outlives_a_loss_of_power() {
+    let world = World::new(1);
+    let id = RawId::from_bytes([7; 32]);
+    index_of(&world).write(|edit| edit.want(&[id])).unwrap();
+    let after = world.after_power_loss(Survival::Nothing, 1);
+    assert!(index_of(&after).wanted(10).unwrap().contains(&id));
+}
+
+#[test]
+fn an_index_that_was_built_anew_outlives_a_loss_of_power() {
+    let mut machine = Machine::new(1);
+    let world = (REBUILD.before)(&mut machine);
+    let index = Path::new(ROOT).join("index.redb");
+    for offset in 0..512 {
+        world.disk.spoil(&index, offset);
+    }
+    assert!(world.open().is_err());
+    (REBUILD.work)(&world, &mut machine).unwrap();
+    let after = world.after_power_loss(Survival::Nothing, 1);
+    machine.find_all_well(&after.open().unwrap());
 }
 
 /// A repository that is not there yet can be made; one that is there is whole.

@@ -224,6 +224,13 @@ impl Model {
         Ok(())
     }
 
+    /// A bit of what is stored flips.
+    pub(crate) fn spoil(&mut self, node: NodeId, offset: usize) {
+        let file = self.file(node);
+        file.seen[offset] ^= 1;
+        file.durable[offset] ^= 1;
+    }
+
     pub(crate) fn sync(&mut self, node: NodeId) {
         let file = self.file(node);
         for (_, change) in file.waiting.drain(..) {

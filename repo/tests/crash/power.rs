@@ -113,6 +113,13 @@ impl SimDisk {
         self.state().operations
     }
 
+    /// A bit of a file flips on the media.
+    pub(crate) fn spoil(&self, path: &Path, offset: usize) {
+        let mut state = self.state();
+        let node = state.model.find(path).unwrap();
+        state.model.spoil(node, offset);
+    }
+
     /// From now on there is room for so many bytes more.
     pub(crate) fn leave_room(&self, bytes: usize) {
         let mut state = self.state();

@@ -16,7 +16,8 @@ use virtkeep_repo::storage::LocalStorage;
 use virtkeep_repo::{
     ByteLen, Cancel, CheckOptions, CheckProgress, CheckReport, Clock, Codec, Env, Error, FileRole,
     InitOptions, NoProgress, OpenOptions, Parts, Point, PointId, PruneOptions, PruneProgress,
-    PruneReport, PruneStage, Random, ReadData, Repository, Result, UnixMillis,
+    PruneReport, PruneStage, Random, ReadData, RepairOptions, RepairReport, Repository, Result,
+    UnixMillis,
 };
 
 use crate::disk::{MemoryDisk, draft, restore_disk};
@@ -139,6 +140,11 @@ impl World {
             pins: PinStore::on(files, &root.join("pins"), self.env()),
             directory: self.host.path().to_owned(),
         }
+    }
+
+    /// The objects of the repository.
+    pub(crate) fn storage(&self) -> LocalStorage {
+        LocalStorage::on(Arc::new(self.disk.clone()), Path::new(ROOT))
     }
 
     pub(crate) fn env(&self) -> Env {
@@ -407,6 +413,15 @@ impl Machine {
                 undone => undone.unwrap(),
             }
         }
+    }
+
+    /// Mends the repository, and removes what is of no use any more.
+    pub(crate) fn repair(&self, repo: &Repository) -> Result<RepairReport> {
+        let options = RepairOptions {
+            remove: true,
+            ..RepairOptions::default()
+        };
+        repo.repair(options, &Quiet, &Cancel::new())
     }
 
     /// Gives back all space that no point needs.
