@@ -50,6 +50,8 @@ impl Export for RawFile {
         Features {
             writable: self.writable,
             trim: self.writable,
+            // All connections use one file, and to sync it is to sync what came by all of them.
+            multi_conn: true,
             ..Features::default()
         }
     }

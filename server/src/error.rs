@@ -35,6 +35,10 @@ pub enum Error {
     /// [`Limits::stall`](crate::Limits::stall).
     #[error("the client stalled in the middle of a message")]
     Stalled,
+    /// Too many were connected, and this client made room for a new one: it had not chosen an export
+    /// yet, or was idle.
+    #[error("the client was not busy, and made room for another")]
+    Displaced,
     /// An option is longer than any sensible one.
     #[error("the client sent an option of {bytes} bytes")]
     OptionTooLong {

@@ -51,6 +51,9 @@ pub trait Export: Send + Sync {
     }
 
     /// Writes `data` at `offset`; it need not be on stable storage before [`flush`](Export::flush).
+    ///
+    /// A write longer than [`PIECE_BYTES`](crate::limits::PIECE_BYTES) comes in pieces, one after the
+    /// other, and no further request of that client is read until the last of them is done.
     fn write(&self, offset: u64, data: &[u8]) -> Result<(), ExportError> {
         let _ = (offset, data);
         Err(ExportError::new(ErrorCode::NotPermitted, "read-only"))
@@ -58,6 +61,8 @@ pub trait Export: Send + Sync {
 
     /// Makes `length` bytes at `offset` read as zeroes. Unless it is overridden, zeroes are
     /// written, and a fast-only request is turned down.
+    ///
+    /// `length` may be 4 GiB: an export for which that takes long also takes long to stop.
     ///
     /// # Errors
     /// [`ErrorCode::NotSupported`] at once if `mode.fast_only` and this would be no faster than
@@ -98,7 +103,8 @@ pub trait Export: Send + Sync {
 
     /// Which parts of the range are data, holes or zeroes: the context `base:allocation`, with
     /// [`HOLE`](crate::HOLE) and [`ZERO`](crate::ZERO) as flags. Extents are pushed from `offset`
-    /// on; stopping before the end of the range is fine after at least one.
+    /// on; stopping before the end of the range is fine after at least one. Where there is a minimum
+    /// block size, their lengths are multiples of it.
     fn allocation(
         &self,
         offset: u64,
@@ -116,16 +122,23 @@ pub trait Export: Send + Sync {
         Vec::new()
     }
 
-    /// The metadata context of this exact name.
+    /// Whether there is a metadata context of this exact name: a client that lists contexts has named
+    /// it. It must cost little, as clients may ask again and again; opening it and seeing does, unless
+    /// this is overridden.
+    fn has_context(&self, name: &str) -> bool {
+        self.context(name).is_some()
+    }
+
+    /// The metadata context of this exact name, opened for a client that selects it. It lives as long
+    /// as the connection.
     fn context(&self, name: &str) -> Option<Box<dyn Context>> {
         let _ = name;
         None
     }
 }
 
-/// What an export can do besides reading. The default is a read-only export that may be read over
-/// several connections at once.
-#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+/// What an export can do besides reading. The default is a read-only export, and promises nothing.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Default)]
 pub struct Features {
     /// The methods that write may be called.
     pub writable: bool,
@@ -133,22 +146,11 @@ pub struct Features {
     pub trim: bool,
     /// [`Export::cache`] does something.
     pub cache: bool,
-    /// All connections see the same data, and a flush on one covers the others.
+    /// Whoever opens the same name meanwhile gets the same data, and a flush on one connection covers
+    /// the others: a client may spread its requests over several connections.
     pub multi_conn: bool,
     /// Seeking is expensive.
     pub rotational: bool,
-}
-
-impl Default for Features {
-    fn default() -> Self {
-        Features {
-            writable: false,
-            trim: false,
-            cache: false,
-            multi_conn: true,
-            rotational: false,
-        }
-    }
 }
 
 /// Size constraints in bytes ("Size constraints"). The third of them, the longest payload, is
@@ -208,7 +210,7 @@ pub struct Holes {
 
 impl Holes {
     /// Reports `range` of the buffer as zero. Ranges come in rising order and do not overlap;
-    /// adjacent ones become one.
+    /// adjacent ones become one. A read that reports a range beyond the end of its buffer has failed.
     ///
     /// # Panics
     /// If the range begins before the end of the one before it.
@@ -232,6 +234,11 @@ impl Holes {
 
     pub(crate) fn ranges(&self) -> &[Range<usize>] {
         &self.ranges
+    }
+
+    /// Whether all of them lie within `length` bytes.
+    pub(crate) fn are_within(&self, length: usize) -> bool {
+        self.ranges.last().is_none_or(|last| last.end <= length)
     }
 
     /// Writes the zeroes of holes shorter than `limit` into `buffer` and forgets those holes.

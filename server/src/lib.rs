@@ -75,6 +75,7 @@ pub mod limits;
 mod listener;
 mod memory;
 mod negotiation;
+mod pulse;
 mod server;
 mod socket;
 mod stream_io;

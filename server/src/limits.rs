@@ -63,17 +63,25 @@ const CONNECTION_BYTES: u64 = (INTAKE_BYTES + 3 * OPTION_BYTES_MAX + TLS_BYTES) 
 #[non_exhaustive]
 pub struct Limits {
     /// Connections at one time. At the limit, a new client takes the place of the one that has
-    /// been negotiating longest; if none is negotiating, it is turned away.
+    /// been negotiating longest; if none is negotiating, of the one that has been idle longest; if
+    /// none has been idle for [`idle`](Limits::idle), it is turned away.
     pub connections_max: usize,
-    /// Threads at one time beyond the one that every connection has.
+    /// Connections at one time from one TCP address other than loopback. At the limit, a new client
+    /// takes the place of another from its address, as above.
+    pub address_connections_max: usize,
+    /// Threads at one time beyond the one that every connection has. A half of them is kept so that
+    /// each connection can have its share.
     pub helpers_max: usize,
     /// Requests of one connection that are worked on at one time.
     pub connection_requests_max: usize,
     /// The whole handshake, from accepting the connection to the transmission phase.
     pub handshake: Duration,
     /// The time for a request to arrive once its first byte has, and for a piece of a reply to be
-    /// taken by the client. A client may be idle between requests as long as it likes.
+    /// taken by the client. A client may be idle between requests as long as nobody else needs its
+    /// place.
     pub stall: Duration,
+    /// How long a client must have been idle to lose its place to a new one.
+    pub idle: Duration,
     /// How long a helper thread without work is kept.
     pub helper_idle: Duration,
 }
@@ -82,10 +90,12 @@ impl Default for Limits {
     fn default() -> Self {
         Limits {
             connections_max: 64,
+            address_connections_max: 32,
             helpers_max: 128,
             connection_requests_max: 16,
             handshake: Duration::from_secs(30),
             stall: Duration::from_secs(60),
+            idle: Duration::from_secs(60),
             helper_idle: Duration::from_secs(5),
         }
     }

@@ -1,15 +1,21 @@
 //! Where a server can be reached: a unix socket for its own user only, TCP on loopback, or TCP
 //! anywhere with TLS. A listener that can be reached from other machines without TLS cannot be made.
 
-use std::fs;
+use std::fs::{self, File};
 use std::io::{self, ErrorKind};
 use std::net::{SocketAddr, TcpListener};
-use std::os::fd::{AsFd, BorrowedFd};
+use std::os::fd::{AsFd, BorrowedFd, OwnedFd};
 use std::os::unix::fs::{FileTypeExt, MetadataExt, PermissionsExt};
-use std::os::unix::net::{UnixListener, UnixStream};
+use std::os::unix::net::UnixListener;
 use std::path::{Path, PathBuf};
+use std::thread;
+use std::time::Duration;
 
-use rustix::net::{AddressFamily, SocketAddrUnix, SocketType, bind, listen, socket};
+use rustix::fs::{FlockOperation, flock};
+use rustix::io::Errno;
+use rustix::net::{
+    AddressFamily, SocketAddrUnix, SocketFlags, SocketType, bind, connect, listen, socket_with,
+};
 
 use crate::channel::TlsMode;
 use crate::error::Error;
@@ -18,6 +24,10 @@ use crate::socket::{Peer, Socket};
 use crate::tls::Tls;
 
 const BACKLOG: i32 = 128;
+
+/// How often, and how soon again, the turn to listen is asked for.
+const TURN_TRIES: usize = 500;
+const TURN_PAUSE: Duration = Duration::from_millis(10);
 
 /// A socket that clients connect to. A unix socket that was made here is removed when dropped.
 #[derive(Debug)]
@@ -50,9 +60,10 @@ impl Listener {
     }
 
     fn try_unix(path: &Path) -> io::Result<Self> {
+        // Until it listens, nobody else takes it for one that was left over.
+        let _turn = turn(path)?;
         remove_stale(path)?;
-        let fd = socket(AddressFamily::UNIX, SocketType::STREAM, None)?;
-        rustix::io::fcntl_setfd(&fd, rustix::io::FdFlags::CLOEXEC)?;
+        let fd = new_socket(SocketFlags::CLOEXEC)?;
         bind(&fd, &SocketAddrUnix::new(path)?)?;
         let metadata = fs::symlink_metadata(path)?;
         let file = SocketFile {
@@ -187,6 +198,35 @@ fn may_listen(address: SocketAddr, tls: &TlsMode) -> Result<(), Error> {
     Err(Error::NotLoopback { address })
 }
 
+fn new_socket(flags: SocketFlags) -> io::Result<OwnedFd> {
+    Ok(socket_with(
+        AddressFamily::UNIX,
+        SocketType::STREAM,
+        flags,
+        None,
+    )?)
+}
+
+/// Waits until no other server is about to listen in the same directory.
+fn turn(path: &Path) -> io::Result<File> {
+    let directory = match path.parent() {
+        Some(parent) if parent != Path::new("") => parent,
+        _ => Path::new("."),
+    };
+    let directory = File::open(directory)?;
+    for _ in 0..TURN_TRIES {
+        match flock(&directory, FlockOperation::NonBlockingLockExclusive) {
+            Ok(()) => return Ok(directory),
+            Err(Errno::WOULDBLOCK) => thread::sleep(TURN_PAUSE),
+            Err(error) => return Err(error.into()),
+        }
+    }
+    Err(io::Error::new(
+        ErrorKind::ResourceBusy,
+        "somebody holds a lock on the directory",
+    ))
+}
+
 /// Removes a socket that nobody listens on.
 fn remove_stale(path: &Path) -> io::Result<()> {
     match fs::symlink_metadata(path) {
@@ -200,16 +240,19 @@ fn remove_stale(path: &Path) -> io::Result<()> {
         }
         Ok(_) => {}
     }
-    match UnixStream::connect(path) {
-        Err(error) if error.kind() == ErrorKind::ConnectionRefused => fs::remove_file(path),
-        Err(error) => Err(error),
-        Ok(_) => Err(ErrorKind::AddrInUse.into()),
+    // A server that is so busy that one would have to wait for it listens, too.
+    let fd = new_socket(SocketFlags::CLOEXEC | SocketFlags::NONBLOCK)?;
+    match connect(&fd, &SocketAddrUnix::new(path)?) {
+        Err(Errno::CONNREFUSED) => fs::remove_file(path),
+        Ok(()) | Err(Errno::AGAIN) => Err(ErrorKind::AddrInUse.into()),
+        Err(error) => Err(error.into()),
     }
 }
 
 #[cfg(test)]
 mod tests {
     use super::*;
+    use std::os::unix::net::UnixStream;
 
     fn directory() -> tempfile::TempDir {
         tempfile::tempdir().expect("a temporary directory")
@@ -236,6 +279,41 @@ mod tests {
         let second = Listener::unix(&path).expect_err("in use");
         assert!(second.to_string().contains("in use"), "{second}");
         drop(listener);
+    }
+
+    #[test]
+    fn of_many_that_find_the_same_socket_left_over_one_gets_it_and_is_reached() {
+        let dir = directory();
+        let path = dir.path().join("socket");
+        for _ in 0..100 {
+            drop(UnixListener::bind(&path).expect("bound"));
+            let all: Vec<_> = thread::scope(|scope| {
+                let one = || scope.spawn(|| Listener::unix(&path));
+                let all: Vec<_> = (0..8).map(|_| one()).collect();
+                all.into_iter()
+                    .map(|one| one.join().expect("no panic"))
+                    .collect()
+            });
+            let listening: Vec<_> = all.iter().filter_map(|one| one.as_ref().ok()).collect();
+            let [listener] = listening[..] else {
+                panic!("{all:?}");
+            };
+            listener.set_nonblocking().expect("set");
+            let _client = UnixStream::connect(&path).expect("it listens");
+            listener.accept(&Limits::default()).expect("it is the one");
+        }
+    }
+
+    #[test]
+    fn a_server_too_busy_to_accept_is_in_use() {
+        let dir = directory();
+        let path = dir.path().join("socket");
+        let fd = new_socket(SocketFlags::CLOEXEC).expect("a socket");
+        bind(&fd, &SocketAddrUnix::new(&path).expect("a path")).expect("bound");
+        listen(&fd, 0).expect("listening");
+        let _waits = UnixStream::connect(&path).expect("room for one");
+        let second = Listener::unix(&path).expect_err("in use");
+        assert!(second.to_string().contains("in use"), "{second}");
     }
 
     #[test]

@@ -57,6 +57,7 @@ impl Export for MemoryDisk {
         Features {
             writable: true,
             trim: true,
+            multi_conn: true,
             ..Features::default()
         }
     }

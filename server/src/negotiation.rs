@@ -1,7 +1,8 @@
 //! The handshake: from the first byte to the transmission phase ("Fixed newstyle negotiation").
 //!
-//! The export named last stays open until another is named, so that what the client was told about
-//! it, the contexts it selected and what it gets in the end belong to the same export.
+//! The export named last stays open until another is named, and the one of which contexts are
+//! selected until others are, so that what the client was told about it, the contexts it selected and
+//! what it gets in the end belong to the same export.
 
 use std::io::{BufReader, IoSlice, Read, Write};
 use std::sync::Arc;
@@ -134,8 +135,14 @@ struct Negotiation<'a, R, W> {
     may_start: &'a dyn Fn() -> bool,
     opened: Option<(String, Arc<dyn Export>)>,
     structured: bool,
-    /// The export's name and what was selected of it.
-    contexts: Option<(String, Vec<SelectedContext>)>,
+    contexts: Option<Selection>,
+}
+
+/// The contexts that the client selected, and of which export.
+struct Selection {
+    name: String,
+    export: Arc<dyn Export>,
+    contexts: Vec<SelectedContext>,
 }
 
 /// What ends the options, for the time being or for good.
@@ -223,6 +230,8 @@ impl<R: Read, W: Write> Negotiation<'_, R, W> {
                 }
                 continue;
             }
+            // What keeps the server busy counts, even if nobody is waited for.
+            self.patience.check()?;
             let go = matches!(option, ClientOption::Go(_));
             match self.answer(header.option, option)? {
                 Err(refusal) => self.refuse(header.option, refusal)?,
@@ -363,11 +372,13 @@ impl<R: Read, W: Write> Negotiation<'_, R, W> {
         if !request.queries.is_empty() {
             // "namespace:" asks for all of a namespace; any other query is a name.
             names.retain(|name| request.queries.iter().any(|query| matches(query, name)));
-            for query in &request.queries {
-                if !names.contains(query) && export.context(query).is_some() {
-                    names.push(query.clone());
-                }
-            }
+            let unknown = |query: &&String| !is_namespace(query) && !names.contains(query);
+            let unknown = match distinct(request.queries.iter().filter(unknown)) {
+                Ok(unknown) => unknown,
+                Err(refusal) => return Ok(Err(refusal)),
+            };
+            let known = unknown.into_iter().filter(|name| export.has_context(name));
+            names.extend(known.cloned().collect::<Vec<_>>());
         }
         for name in names {
             self.reply(number, ReplyBody::MetaContext { id: 0, name })?;
@@ -386,33 +397,31 @@ impl<R: Read, W: Write> Negotiation<'_, R, W> {
             Ok(export) => export,
             Err(refusal) => return Ok(Err(refusal)),
         };
-        let mut names: Vec<&String> = Vec::new();
-        let mut selected = Vec::new();
-        for query in &request.queries {
-            let context = if query == BASE_ALLOCATION {
+        let names = match distinct(request.queries.iter()) {
+            Ok(names) => names,
+            Err(refusal) => return Ok(Err(refusal)),
+        };
+        let mut contexts = Vec::new();
+        for name in names {
+            let context = if name == BASE_ALLOCATION {
                 SelectedContext::Allocation
-            } else if let Some(context) = export.context(query) {
+            } else if let Some(context) = export.context(name) {
                 SelectedContext::Own(context)
             } else {
                 continue;
             };
-            if names.contains(&query) {
-                continue;
-            }
-            if names.len() == CONTEXTS_MAX {
-                return Ok(Err((OptionError::TooBig, "too many contexts".to_owned())));
-            }
-            names.push(query);
-            selected.push(context);
-        }
-        for (id, name) in names.into_iter().enumerate() {
             let body = ReplyBody::MetaContext {
-                id: id as u32,
+                id: contexts.len() as u32,
                 name: name.clone(),
             };
             self.reply(number, body)?;
+            contexts.push(context);
         }
-        self.contexts = Some((request.name.clone(), selected));
+        self.contexts = Some(Selection {
+            name: request.name.clone(),
+            export,
+            contexts,
+        });
         Ok(Ok(()))
     }
 
@@ -432,7 +441,13 @@ impl<R: Read, W: Write> Negotiation<'_, R, W> {
         }
         // The one that was open is closed first: a registry may count what is open.
         self.opened = None;
-        self.contexts = None;
+        if let Some(selection) = &self.contexts
+            && selection.name == name
+        {
+            let export = selection.export.clone();
+            self.opened = Some((name.to_owned(), export.clone()));
+            return Ok(export);
+        }
         let export = self.exports.open(name).map_err(|error| match error {
             OpenError::Unavailable(message) => (OptionError::Unknown, message),
             OpenError::Refused(message) => (OptionError::Policy, message),
@@ -457,7 +472,7 @@ impl<R: Read, W: Write> Negotiation<'_, R, W> {
 
     fn agree(&mut self, name: String, export: Arc<dyn Export>) -> Agreed {
         let contexts = match self.contexts.take() {
-            Some((of, contexts)) if of == name => contexts,
+            Some(selection) if selection.name == name => selection.contexts,
             _ => Vec::new(),
         };
         Agreed {
@@ -518,10 +533,28 @@ fn unsupported(message: &str) -> Refusal {
 
 /// Whether a query lists a context: by its name, or by its namespace and a colon.
 fn matches(query: &str, name: &str) -> bool {
-    query == name
-        || query.ends_with(':')
-            && query.find(':') == Some(query.len() - 1)
-            && name.starts_with(query)
+    query == name || is_namespace(query) && name.starts_with(query)
+}
+
+fn is_namespace(query: &str) -> bool {
+    query
+        .strip_suffix(':')
+        .is_some_and(|namespace| !namespace.contains(':'))
+}
+
+/// The queries without repetitions, before the export is asked about any of them.
+fn distinct<'a>(queries: impl Iterator<Item = &'a String>) -> Result<Vec<&'a String>, Refusal> {
+    let mut names: Vec<&String> = Vec::new();
+    for query in queries {
+        if !names.contains(&query) {
+            if names.len() == CONTEXTS_MAX {
+                let message = format!("more than {CONTEXTS_MAX} contexts in one option");
+                return Err((OptionError::TooBig, message));
+            }
+            names.push(query);
+        }
+    }
+    Ok(names)
 }
 
 /// Makes a text for a human reader a string of the protocol.

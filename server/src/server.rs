@@ -3,6 +3,7 @@
 use std::collections::BTreeMap;
 use std::fmt;
 use std::io::{self, Write};
+use std::net::IpAddr;
 use std::os::fd::AsFd;
 use std::os::unix::net::UnixStream;
 use std::panic::{AssertUnwindSafe, catch_unwind};
@@ -18,6 +19,7 @@ use crate::exports::Exports;
 use crate::limits::Limits;
 use crate::listener::Listener;
 use crate::negotiation::Connection;
+use crate::pulse::Pulse;
 use crate::socket::{Peer, Socket};
 use crate::transmission::Helpers;
 
@@ -63,7 +65,8 @@ pub enum Event<'a> {
         /// Who it is.
         peer: &'a Peer,
     },
-    /// No client could be accepted; it is tried again.
+    /// No client could be accepted. It is tried again, and told again only if it fails after it
+    /// succeeded.
     AcceptFailed {
         /// The system's error.
         error: &'a io::Error,
@@ -87,7 +90,8 @@ impl Server {
         self
     }
 
-    /// Calls `observer` for each [`Event`], from several threads at once. It must not block.
+    /// Calls `observer` for each [`Event`], from several threads at once. It must not block; that
+    /// it panics makes no difference to the clients.
     #[must_use]
     pub fn with_observer(mut self, observer: impl Fn(Event<'_>) + Send + Sync + 'static) -> Self {
         self.observer = Box::new(observer);
@@ -102,7 +106,7 @@ impl Server {
         }
         let (waker, woken) = UnixStream::pair().map_err(Error::io(VERB))?;
         let house = Arc::new(House {
-            helpers: Helpers::new(self.limits.helpers_max),
+            helpers: Helpers::new(self.limits.helpers_max).shared_by(self.limits.connections_max),
             exports: self.exports,
             limits: self.limits,
             observer: self.observer,
@@ -137,9 +141,10 @@ pub struct Running {
     acceptor: Option<JoinHandle<()>>,
 }
 
-/// Connections that had not ended when the server was left: an export did not return.
+/// Connections that had not ended when the time was up: an export had not returned, or a client had
+/// not taken its replies.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, thiserror::Error)]
-#[error("{connections} connections did not end")]
+#[error("{connections} connections were cut, as they did not end")]
 pub struct Unfinished {
     /// How many.
     pub connections: usize,
@@ -152,7 +157,11 @@ impl Running {
     }
 
     /// Stops in good order: accepts nobody, reads no further requests, and carries out and answers
-    /// those that have arrived. What is not answered within `grace` is abandoned.
+    /// those that have arrived. What a client asks after that is not answered: it sees the connection
+    /// end, and may ask another server.
+    ///
+    /// # Errors
+    /// [`Unfinished`] if there were clients left after `grace`. They were cut.
     pub fn stop(mut self, grace: Duration) -> Result<(), Unfinished> {
         self.stop_within(grace)
     }
@@ -172,14 +181,15 @@ impl Running {
                 guest.socket.stop_reading();
             }
         }
-        if self.house.wait_until_empty(grace) > 0 {
-            for guest in self.house.guests().present.values() {
-                guest.socket.hang_up();
-            }
-        }
-        match self.house.wait_until_empty(HANG_UP_GRACE) {
+        match self.house.wait_until_empty(grace) {
             0 => Ok(()),
-            connections => Err(Unfinished { connections }),
+            connections => {
+                for guest in self.house.guests().present.values() {
+                    guest.socket.hang_up();
+                }
+                self.house.wait_until_empty(HANG_UP_GRACE);
+                Err(Unfinished { connections })
+            }
         }
     }
 }
@@ -220,7 +230,25 @@ struct Guests {
 
 struct Guest {
     socket: Socket,
+    /// Of another machine.
+    address: Option<IpAddr>,
     negotiating: bool,
+    pulse: Arc<Pulse>,
+}
+
+impl Guest {
+    fn new(socket: Socket, peer: &Peer) -> Self {
+        let address = match peer {
+            Peer::Tcp(address) if !address.ip().is_loopback() => Some(address.ip()),
+            _ => None,
+        };
+        Guest {
+            socket,
+            address,
+            negotiating: true,
+            pulse: Arc::new(Pulse::new()),
+        }
+    }
 }
 
 impl Guests {
@@ -230,25 +258,42 @@ impl Guests {
         !self.closing && self.threads >= 2 * limits.connections_max
     }
 
-    /// Takes a client in, displacing one that is still negotiating if the house is full.
-    fn admit(&mut self, socket: &Socket, limits: &Limits) -> Option<u64> {
+    /// Takes a client in, displacing another if there are too many, of its address or at all.
+    fn admit(&mut self, guest: Guest, limits: &Limits) -> Option<u64> {
         if self.closing || self.must_wait(limits) {
             return None;
         }
+        let neighbour = |other: &Guest| guest.address.is_some() && other.address == guest.address;
+        let neighbours = self.present.values().filter(|other| neighbour(other));
+        if neighbours.count() >= limits.address_connections_max {
+            self.make_room(neighbour, limits)?;
+        }
         if self.present.len() >= limits.connections_max {
-            let (&oldest, _) = self.present.iter().find(|(_, guest)| guest.negotiating)?;
-            if let Some(guest) = self.present.remove(&oldest) {
-                guest.socket.hang_up();
-            }
+            self.make_room(|_| true, limits)?;
         }
         self.admitted += 1;
         self.threads += 1;
-        let guest = Guest {
-            socket: socket.clone(),
-            negotiating: true,
-        };
         self.present.insert(self.admitted, guest);
         Some(self.admitted)
+    }
+
+    /// Displaces one of those `among` whom it costs least: who has been negotiating longest, or else
+    /// has been idle longest. None if all are busy.
+    fn make_room(&mut self, among: impl Fn(&Guest) -> bool, limits: &Limits) -> Option<()> {
+        let guests = || self.present.iter().filter(|(_, guest)| among(guest));
+        let negotiating = guests().find(|(_, guest)| guest.negotiating);
+        let idle = || {
+            guests()
+                .filter_map(|(&number, guest)| Some((guest.pulse.idle()?, number)))
+                .filter(|(idle, _)| *idle >= limits.idle)
+                .max()
+        };
+        let number = match negotiating {
+            Some((&number, _)) => number,
+            None => idle()?.1,
+        };
+        self.present.remove(&number)?.socket.hang_up();
+        Some(())
     }
 
     /// The client has chosen an export; `false` if it is too late for that.
@@ -293,44 +338,63 @@ impl House {
                 guests.must_wait(&self.limits)
             })
             .unwrap_or_else(PoisonError::into_inner);
-        let admitted = guests.admit(&socket, &self.limits);
+        let guest = Guest::new(socket.clone(), &peer);
+        let pulse = guest.pulse.clone();
+        let admitted = guests.admit(guest, &self.limits);
         drop(guests);
         let Some(number) = admitted else {
             socket.hang_up();
-            (self.observer)(Event::TurnedAway { peer: &peer });
+            self.tell(Event::TurnedAway { peer: &peer });
             return;
         };
-        let house = self.clone();
+        let stay = Stay {
+            house: self.clone(),
+            number,
+        };
         let spawned = thread::Builder::new()
             .name(format!("nbd-{number}"))
             .spawn(move || {
+                let house = &stay.house;
                 let served = catch_unwind(AssertUnwindSafe(|| {
-                    house.serve(number, &socket, &peer, tls)
+                    house.serve(number, &socket, &peer, tls, pulse)
                 }));
-                let outcome = served.unwrap_or(Err(Error::ExportPanicked));
-                socket.hang_up();
-                let closed = Event::Closed {
+                let outcome = match served {
+                    Err(_) => Err(Error::ExportPanicked),
+                    _ if !house.guests().present.contains_key(&number) => Err(Error::Displaced),
+                    Ok(outcome) => outcome,
+                };
+                socket.part(HANG_UP_GRACE);
+                house.tell(Event::Closed {
                     connection: number,
                     peer: &peer,
                     outcome: &outcome,
-                };
-                (house.observer)(closed);
-                house.farewell(number);
+                });
             });
         if let Err(error) = spawned {
-            (self.observer)(Event::AcceptFailed { error: &error });
-            self.farewell(number);
+            self.tell(Event::AcceptFailed { error: &error });
         }
     }
 
-    fn serve(&self, number: u64, socket: &Socket, peer: &Peer, tls: TlsMode) -> Result<(), Error> {
+    /// Whatever a log does, clients come, are served and leave.
+    fn tell(&self, event: Event<'_>) {
+        let _ = catch_unwind(AssertUnwindSafe(|| (self.observer)(event)));
+    }
+
+    fn serve(
+        &self,
+        number: u64,
+        socket: &Socket,
+        peer: &Peer,
+        tls: TlsMode,
+        pulse: Arc<Pulse>,
+    ) -> Result<(), Error> {
         let connection =
             Connection::new(socket.clone(), socket.clone(), self.limits.clone()).with_tls(tls);
         let may_start = || self.guests().settle(number);
         let Some(session) = connection.negotiate_if(&*self.exports, &may_start)? else {
             return Ok(());
         };
-        (self.observer)(Event::Opened {
+        self.tell(Event::Opened {
             connection: number,
             peer,
             export: session.export_name(),
@@ -338,20 +402,31 @@ impl House {
         let socket = socket.clone();
         session
             .hang_up_with(move || socket.hang_up())
+            .with_pulse(pulse)
             .serve(&self.helpers)
     }
+}
 
-    fn farewell(&self, number: u64) {
-        let mut guests = self.guests();
-        guests.present.remove(&number);
+/// A client's stay in the house. Dropping it is the farewell.
+struct Stay {
+    house: Arc<House>,
+    number: u64,
+}
+
+impl Drop for Stay {
+    fn drop(&mut self) {
+        let mut guests = self.house.guests();
+        guests.present.remove(&self.number);
         guests.threads -= 1;
         drop(guests);
-        self.one_has_left.notify_all();
+        self.house.one_has_left.notify_all();
     }
 }
 
 /// Accepts clients until woken.
 fn accept_clients(house: &Arc<House>, listeners: &[Listener], woken: &UnixStream) {
+    // Told once, not ten times a second for as long as it lasts.
+    let mut fails = false;
     loop {
         let mut fds = vec![PollFd::new(woken, PollFlags::IN)];
         fds.extend(
@@ -367,13 +442,101 @@ fn accept_clients(house: &Arc<House>, listeners: &[Listener], woken: &UnixStream
         }
         for listener in listeners {
             match listener.accept(&house.limits) {
-                Ok((socket, peer)) => house.receive(socket, peer, listener.tls().clone()),
+                Ok((socket, peer)) => {
+                    fails = false;
+                    house.receive(socket, peer, listener.tls().clone());
+                }
                 Err(error) if error.kind() == io::ErrorKind::WouldBlock => {}
                 Err(error) => {
-                    (house.observer)(Event::AcceptFailed { error: &error });
+                    if !std::mem::replace(&mut fails, true) {
+                        house.tell(Event::AcceptFailed { error: &error });
+                    }
                     thread::sleep(ACCEPT_PAUSE);
                 }
             }
         }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn guest(peer: &Peer, limits: &Limits) -> (Guest, UnixStream) {
+        let (ours, theirs) = UnixStream::pair().expect("a pair of sockets");
+        let socket = Socket::unix(ours, limits).expect("a socket");
+        (Guest::new(socket, peer), theirs)
+    }
+
+    fn from(address: &str) -> Peer {
+        Peer::Tcp(format!("{address}:1").parse().expect("an address"))
+    }
+
+    #[test]
+    fn one_address_cannot_take_all_places_and_its_clients_displace_each_other() {
+        let mut limits = Limits {
+            connections_max: 4,
+            address_connections_max: 2,
+            ..Limits::default()
+        };
+        let mut guests = Guests::default();
+        let mut admit = |peer: &Peer| {
+            let (guest, _) = guest(peer, &limits);
+            let number = guests.admit(guest, &limits)?;
+            guests.settle(number);
+            Some((number, guests.present.len()))
+        };
+        let (greedy, other) = (from("192.0.2.1"), from("192.0.2.2"));
+        assert_eq!(admit(&greedy), Some((1, 1)));
+        assert_eq!(admit(&greedy), Some((2, 2)));
+        // Nobody has been idle for long.
+        assert_eq!(admit(&greedy), None);
+        assert_eq!(admit(&other), Some((3, 3)));
+        limits.idle = Duration::ZERO;
+        let mut admit = |peer: &Peer| {
+            let (guest, _) = guest(peer, &limits);
+            guests.admit(guest, &limits);
+            guests.present.keys().copied().collect::<Vec<_>>()
+        };
+        assert_eq!(admit(&greedy), [2, 3, 4]);
+        assert_eq!(admit(&from("127.0.0.1")), [2, 3, 4, 5]);
+    }
+
+    #[test]
+    fn who_negotiates_makes_room_first_then_who_is_idle_and_never_who_is_busy() {
+        let limits = Limits {
+            connections_max: 3,
+            idle: Duration::ZERO,
+            ..Limits::default()
+        };
+        let mut guests = Guests::default();
+        let pulses: Vec<_> = (1..=3)
+            .map(|number| {
+                let (guest, _) = guest(&Peer::Local, &limits);
+                let pulse = guest.pulse.clone();
+                assert_eq!(guests.admit(guest, &limits), Some(number));
+                pulse
+            })
+            .collect();
+        guests.settle(1);
+        guests.settle(2);
+        let mut admit = |settle| {
+            let (guest, _) = guest(&Peer::Local, &limits);
+            if let Some(number) = guests.admit(guest, &limits)
+                && settle
+            {
+                guests.settle(number);
+            }
+            // The displaced have left.
+            guests.threads = guests.present.len();
+            guests.present.keys().copied().collect::<Vec<_>>()
+        };
+        let busy = pulses[0].beat();
+        assert_eq!(admit(true), [1, 2, 4]);
+        assert_eq!(admit(true), [1, 4, 5]);
+        drop(busy);
+        // The first was busy until just now.
+        assert_eq!(admit(false), [1, 5, 6]);
+        assert_eq!(admit(true), [1, 5, 7]);
     }
 }

@@ -6,12 +6,16 @@ use std::io::{Read, Write};
 use std::net::Shutdown;
 use std::time::Duration;
 
-use common::{Client, MIB, Served, pattern};
+use common::{Client, Gate, MIB, Served, pattern};
 use nbd_server::wire::option::{ClientOption, OptionHeader};
 use nbd_server::wire::request::Command;
-use nbd_server::{Connection, Export, ExportMap, Helpers, Limits, MemoryDisk};
+use nbd_server::{
+    Connection, Export, ExportError, ExportMap, Exports, Helpers, Limits, Listing, MemoryDisk,
+    OpenError,
+};
 use proptest::prelude::*;
 use std::sync::Arc;
+use std::sync::atomic::{AtomicUsize, Ordering};
 
 fn disk() -> MemoryDisk {
     let disk = MemoryDisk::new(64 * MIB);
@@ -90,6 +94,35 @@ fn clients_that_fall_silent_in_the_middle_are_dropped() {
     idle.assert_served();
 }
 
+/// An export for every name, each of which takes its time to be found.
+struct Laborious(Arc<AtomicUsize>);
+
+impl Exports for Laborious {
+    fn list(&self) -> Result<Vec<Listing>, ExportError> {
+        Ok(Vec::new())
+    }
+
+    fn open(&self, _: &str) -> Result<Arc<dyn Export>, OpenError> {
+        self.0.fetch_add(1, Ordering::Relaxed);
+        std::thread::sleep(Duration::from_millis(100));
+        Ok(Arc::new(MemoryDisk::new(MIB)))
+    }
+}
+
+#[test]
+fn a_client_that_keeps_the_server_busy_without_choosing_runs_out_of_time() {
+    let opened = Arc::new(AtomicUsize::new(0));
+    let served = Served::start(Laborious(opened.clone()), impatient());
+    let mut client = served.client();
+    // All at once, so that the server never waits for the next.
+    let questions: Vec<u8> = (0..30)
+        .flat_map(|number| ClientOption::Info(common::info(&number.to_string())).encode())
+        .collect();
+    client.stream.write_all(&questions).expect("sent");
+    let _ = std::io::copy(&mut client.stream, &mut std::io::sink());
+    assert!(opened.load(Ordering::Relaxed) < 30);
+}
+
 #[test]
 fn a_client_that_takes_no_replies_is_dropped_and_holds_up_nobody() {
     let served = serve(impatient());
@@ -126,6 +159,34 @@ fn helpers_taken_by_others_leave_every_client_its_own_thread() {
 }
 
 #[test]
+fn greedy_clients_leave_every_connection_its_share_of_the_helpers() {
+    let (gate, has_entered, open) = Gate::new();
+    let exports = ExportMap::new()
+        .with("greedy", Arc::new(disk()))
+        .with("disk", Arc::new(gate));
+    let mut limits = Limits::default();
+    limits.connections_max = 8;
+    limits.helpers_max = 16;
+    let served = Served::start(exports, limits);
+    let mut greedy: Vec<Client> = (0..4).map(|_| served.client()).collect();
+    for client in &mut greedy {
+        client.accepted(&ClientOption::StructuredReply);
+        client.go("greedy");
+        for cookie in 0..64 {
+            client.send(Command::Read, cookie, 0, 32 << 20);
+        }
+        client.bytes(1);
+    }
+    let mut client = served.session();
+    client.send(Command::Read, 1, 0, 512);
+    has_entered.recv().expect("the first is carried out");
+    client.send(Command::Read, 2, 4096, 512);
+    assert_eq!(client.reply().1, 2);
+    open.send(()).expect("the first waits");
+    assert_eq!(client.reply().1, 1);
+}
+
+#[test]
 fn a_flood_of_connections_shuts_out_neither_those_inside_nor_the_next() {
     let mut limits = Limits::default();
     limits.connections_max = 8;
@@ -137,6 +198,29 @@ fn a_flood_of_connections_shuts_out_neither_those_inside_nor_the_next() {
     let running = served.running.as_ref().expect("running");
     assert!(running.connections() <= 8);
     drop(flood);
+}
+
+#[test]
+fn clients_that_chose_an_export_and_want_nothing_make_room_and_busy_ones_do_not() {
+    let mut limits = Limits::default();
+    limits.idle = Duration::ZERO;
+    limits.stall = Duration::from_secs(600);
+    let served = serve(limits);
+    // It has asked for more than fits into the socket, and takes it late.
+    let mut busy = served.session();
+    busy.send(Command::Read, 1, 0, 32 << 20);
+    busy.bytes(1);
+    let mut silent: Vec<Client> = (0..63).map(|_| served.session()).collect();
+    for _ in 0..3 {
+        served.session().assert_served();
+    }
+    let many: Vec<Client> = (0..63).map(|_| served.session()).collect();
+    for client in &mut silent {
+        assert!(client.is_closed());
+    }
+    let rest = (20 << 20) + 28;
+    assert_eq!(busy.bytes(rest).len(), rest);
+    drop(many);
 }
 
 #[test]

@@ -7,7 +7,7 @@ use std::process::{Command as Process, Stdio};
 use std::sync::Arc;
 
 use common::{MIB, Served, pattern, run};
-use nbd_server::{Context, Export, ExportError, ExportMap, Extents, Limits, MemoryDisk};
+use nbd_server::{Context, Export, ExportError, ExportMap, Extents, Features, Limits, MemoryDisk};
 use serde_json::Value;
 
 /// Data in the first MiB, nothing in the second, data in the third, nothing after it.
@@ -37,6 +37,13 @@ impl Export for Changed {
 
     fn read(&self, offset: u64, buffer: &mut [u8]) -> Result<(), ExportError> {
         self.0.read(offset, buffer)
+    }
+
+    fn features(&self) -> Features {
+        Features {
+            multi_conn: true,
+            ..Features::default()
+        }
     }
 
     fn description(&self) -> Option<String> {

@@ -3,7 +3,7 @@
 mod common;
 
 use std::fs;
-use std::io::Write;
+use std::io::{Read, Write};
 use std::net::{Ipv4Addr, SocketAddr};
 use std::os::unix::net::UnixStream;
 use std::path::PathBuf;
@@ -15,7 +15,7 @@ use common::{Client, MIB, Served, contexts, info, pattern, run};
 use nbd_server::wire::option::ClientOption;
 use nbd_server::wire::option_reply::{OptionError, ReplyBody};
 use nbd_server::wire::reply::ReplyHead;
-use nbd_server::wire::request::Command;
+use nbd_server::wire::request::{Command, CommandFlags, Request};
 use nbd_server::{
     Error, Export, ExportMap, Limits, Listener, MemoryDisk, Running, Server, Tls, TlsMode,
 };
@@ -302,10 +302,10 @@ fn where_tls_is_allowed_the_client_chooses() {
 }
 
 /// The client after `NBD_OPT_STARTTLS`.
-fn start_tls(
-    mut client: Client,
+fn start_tls<S: Read + Write>(
+    mut client: Client<S>,
     authority: &Authority,
-) -> Client<StreamOwned<ClientConnection, UnixStream>> {
+) -> Client<StreamOwned<ClientConnection, S>> {
     client.accepted(&ClientOption::StartTls);
     let name = ServerName::try_from("localhost").expect("a name");
     let connection = ClientConnection::new(authority.client_config(), name).expect("a client");
@@ -442,6 +442,45 @@ fn requests_in_both_directions_at_once_arrive_whole() {
         std::io::Read::read(&mut client.stream, &mut [0]).expect("an end"),
         0
     );
+}
+
+#[test]
+fn a_client_that_never_stops_asking_gets_what_it_asked_before_a_stop_and_then_the_end() {
+    let authority = Authority::new();
+    let listener = Listener::tcp_with_tls((Ipv4Addr::LOCALHOST, 0).into(), authority.tls());
+    let listener = listener.expect("a port");
+    let address = listener.tcp_address().expect("TCP");
+    let exports = ExportMap::new().with("disk", Arc::new(disk()));
+    let running = Server::new(Arc::new(exports)).start(vec![listener]);
+    let running = running.expect("the server starts");
+    let raw = Client::connect(address);
+    let socket = raw.stream.try_clone().expect("a socket");
+    let mut client = start_tls(raw, &authority);
+    client.accepted(&ClientOption::StructuredReply);
+    client.go("disk");
+    let asked = 400;
+    for cookie in 0..asked {
+        client.send(Command::Read, cookie, 4096, 512);
+    }
+    Client { stream: socket }.wait_until_received();
+    let stop = std::thread::spawn(move || running.stop(Duration::from_secs(20)));
+    let mut answered = 0;
+    while let Some((_, cookie, content)) = client.reply_or_end() {
+        assert!(content == pattern(5 << 10)[4096..4608]);
+        answered += u64::from(cookie < asked);
+        let request = Request {
+            flags: CommandFlags(0),
+            command: Command::Read,
+            cookie: asked,
+            offset: 4096,
+            length: 512,
+        };
+        // Fails once the server does not listen any more.
+        let _ = client.stream.write_all(&request.encode());
+    }
+    assert_eq!(answered, asked);
+    drop(client);
+    stop.join().expect("no panic").expect("all in time");
 }
 
 #[test]

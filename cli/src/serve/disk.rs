@@ -125,6 +125,7 @@ impl Export for OpenDisk {
     fn features(&self) -> Features {
         Features {
             cache: true,
+            multi_conn: true,
             ..Features::default()
         }
     }

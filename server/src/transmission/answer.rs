@@ -42,7 +42,7 @@ impl Workspace {
 
 impl<R: Read + Send, W: Write + Send> Line<'_, R, W> {
     /// Carries out a request, if that is still to do, and answers it.
-    pub(super) fn answer(&self, job: &Job, workspace: &mut Workspace) -> Result<(), Error> {
+    pub(super) fn answer(&self, job: &Job<'_>, workspace: &mut Workspace) -> Result<(), Error> {
         let request = &job.request;
         if let Some(outcome) = &job.outcome {
             return self.send_outcome(request, outcome.clone());
@@ -121,6 +121,10 @@ impl<R: Read + Send, W: Write + Send> Line<'_, R, W> {
         let buffer = &mut bytes[..length];
         holes.clear();
         self.agreed.export.read_sparse(offset, buffer, holes)?;
+        if !holes.are_within(length) {
+            let message = "the export reported a hole beyond the end of the read";
+            return Err(ExportError::new(ErrorCode::Io, message));
+        }
         holes.fill_shorter_than(hole_bytes, buffer);
         Ok(())
     }

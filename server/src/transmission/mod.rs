@@ -26,6 +26,7 @@ use crate::channel::{Incoming, Outgoing};
 use crate::error::Error;
 use crate::limits::Limits;
 use crate::negotiation::Agreed;
+use crate::pulse::Pulse;
 use answer::Workspace;
 
 /// A connection whose client has chosen an export.
@@ -35,6 +36,7 @@ pub struct Session<R, W> {
     agreed: Agreed,
     limits: Limits,
     hang_up: Option<Box<dyn Fn() + Send + Sync>>,
+    pulse: Arc<Pulse>,
 }
 
 impl<R: Read + Send, W: Write + Send> Session<R, W> {
@@ -43,6 +45,13 @@ impl<R: Read + Send, W: Write + Send> Session<R, W> {
     #[must_use]
     pub fn hang_up_with(mut self, hang_up: impl Fn() + Send + Sync + 'static) -> Self {
         self.hang_up = Some(Box::new(hang_up));
+        self
+    }
+
+    /// Has it told there whether the client wants anything.
+    #[must_use]
+    pub(crate) fn with_pulse(mut self, pulse: Arc<Pulse>) -> Self {
+        self.pulse = pulse;
         self
     }
 
@@ -56,6 +65,7 @@ impl<R: Read + Send, W: Write + Send> Session<R, W> {
             limits: self.limits,
             helpers,
             hang_up: self.hang_up,
+            pulse: &self.pulse,
             intake: Mutex::new(self.reader),
             output: Mutex::new(self.writer),
             crew: Mutex::new(Crew::default()),
@@ -85,6 +95,7 @@ impl<R, W> Session<R, W> {
             agreed,
             limits,
             hang_up: None,
+            pulse: Arc::new(Pulse::new()),
         }
     }
 
@@ -106,18 +117,36 @@ impl<R, W> fmt::Debug for Session<R, W> {
 #[derive(Debug, Clone)]
 pub struct Helpers {
     free: Arc<AtomicUsize>,
+    /// How many of them a connection has a right to.
+    share: usize,
+    /// How many are kept for those that have not had their share.
+    kept: usize,
 }
 
 impl Helpers {
-    /// At most `count` helpers at one time.
+    /// At most `count` helpers at one time, for whoever comes first.
     pub fn new(count: usize) -> Self {
         Helpers {
             free: Arc::new(AtomicUsize::new(count)),
+            share: 0,
+            kept: 0,
         }
     }
 
-    fn hire(&self) -> Option<Hired> {
-        let less_one = |free: usize| free.checked_sub(1);
+    /// Keeps half of the helpers for up to so many connections, the same number for each: clients
+    /// that ask for much and take their replies slowly can hire the other half at most.
+    #[must_use]
+    pub fn shared_by(mut self, connections: usize) -> Self {
+        let half = self.free.load(Ordering::Relaxed) / 2;
+        self.share = half.checked_div(connections).unwrap_or(0);
+        self.kept = self.share * connections;
+        self
+    }
+
+    /// One more, for a connection that has `had` so many.
+    fn hire(&self, had: usize) -> Option<Hired> {
+        let kept = if had < self.share { 0 } else { self.kept };
+        let less_one = |free: usize| (free > kept).then(|| free - 1);
         self.free
             .fetch_update(Ordering::Relaxed, Ordering::Relaxed, less_one)
             .ok()?;
@@ -152,6 +181,7 @@ struct Line<'h, R, W> {
     limits: Limits,
     helpers: &'h Helpers,
     hang_up: Option<Box<dyn Fn() + Send + Sync>>,
+    pulse: &'h Pulse,
     /// Never contended: locked by the leader only.
     intake: Mutex<BufReader<Incoming<R>>>,
     output: Mutex<Outgoing<W>>,
@@ -221,7 +251,7 @@ impl<R: Read + Send, W: Write + Send> Line<'_, R, W> {
             drop(crew);
             self.lead_is_free.notify_one();
         } else if crew.helpers + 1 < self.limits.connection_requests_max
-            && let Some(hired) = self.helpers.hire()
+            && let Some(hired) = self.helpers.hire(crew.helpers)
         {
             crew.helpers += 1;
             drop(crew);

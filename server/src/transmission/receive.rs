@@ -9,24 +9,27 @@ use crate::channel::Incoming;
 use crate::error::Error;
 use crate::export::ExportError;
 use crate::limits::{PAYLOAD_BYTES_MAX, PIECE_BYTES};
+use crate::pulse::Beat;
 use crate::stream_io::{Patience, is_timeout, read_whole, skip};
 use crate::wire::request::{Command, Request};
 
 /// A request that has arrived whole.
-pub(super) struct Job {
+pub(super) struct Job<'a> {
     pub(super) request: Request,
     /// What came of it, if nothing is left to do but to answer.
     pub(super) outcome: Option<Result<(), ExportError>>,
+    _beat: Beat<'a>,
 }
 
 impl<R: Read + Send, W: Write + Send> Line<'_, R, W> {
     /// The next request; the data of a write that is still to be done is in the workspace. `None`
     /// when the client is done.
-    pub(super) fn receive(&self, workspace: &mut Workspace) -> Result<Option<Job>, Error> {
+    pub(super) fn receive(&self, workspace: &mut Workspace) -> Result<Option<Job<'_>>, Error> {
         let mut intake = self.intake.lock().unwrap_or_else(PoisonError::into_inner);
         if !self.await_request(&mut intake)? {
             return Ok(None);
         }
+        let beat = self.pulse.beat();
         let mut patience = Patience::with_message(self.limits.stall);
         let mut head = [0; Request::BYTES];
         read_whole(&mut *intake, &mut head, "read a request", &mut patience)?;
@@ -36,7 +39,11 @@ impl<R: Read + Send, W: Write + Send> Line<'_, R, W> {
             Command::Write => self.receive_write(&mut intake, &request, workspace)?,
             _ => self.agreed.check(&request).err().map(Err),
         };
-        Ok(Some(Job { request, outcome }))
+        Ok(Some(Job {
+            request,
+            outcome,
+            _beat: beat,
+        }))
     }
 
     /// Waits for the first byte of a request, for as long as it takes.

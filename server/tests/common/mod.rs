@@ -6,18 +6,22 @@
 )]
 
 use std::io::{Read, Write};
+use std::net::{SocketAddr, TcpStream};
 use std::os::unix::net::UnixStream;
 use std::path::PathBuf;
 use std::process::{Command as Process, Stdio};
-use std::sync::Arc;
+use std::sync::mpsc::{Receiver, Sender, channel};
+use std::sync::{Arc, Mutex};
 use std::time::Duration;
 
 use nbd_server::wire::handshake::ClientFlags;
 use nbd_server::wire::option::{ClientOption, ContextRequest, InfoRequest};
 use nbd_server::wire::option_reply::{OptionReply, ReplyBody};
-use nbd_server::wire::reply::ReplyHead;
+use nbd_server::wire::reply::{ErrorCode, ReplyHead};
 use nbd_server::wire::request::{Command, CommandFlags, Request};
-use nbd_server::{Export, ExportMap, Exports, Limits, Listener, Running, Server, TlsMode};
+use nbd_server::{
+    Export, ExportError, ExportMap, Exports, Limits, Listener, Running, Server, TlsMode,
+};
 use tempfile::TempDir;
 
 pub const MIB: u64 = 1 << 20;
@@ -94,17 +98,95 @@ impl Served {
     }
 }
 
+/// A disk whose reads at offset 0 wait for leave, and fail beyond 1 MiB.
+pub struct Gate {
+    entered: Mutex<Sender<()>>,
+    leave: Mutex<Receiver<()>>,
+}
+
+impl Gate {
+    pub fn new() -> (Gate, Receiver<()>, Sender<()>) {
+        let (entered, has_entered) = channel();
+        let (open, leave) = channel();
+        let gate = Gate {
+            entered: Mutex::new(entered),
+            leave: Mutex::new(leave),
+        };
+        (gate, has_entered, open)
+    }
+}
+
+impl Export for Gate {
+    fn size(&self) -> u64 {
+        8 * MIB
+    }
+
+    fn read(&self, offset: u64, buffer: &mut [u8]) -> Result<(), ExportError> {
+        if offset == 0 {
+            self.entered
+                .lock()
+                .expect("unpoisoned")
+                .send(())
+                .expect("a test");
+            self.leave
+                .lock()
+                .expect("unpoisoned")
+                .recv()
+                .expect("a test");
+        }
+        if offset + buffer.len() as u64 > MIB + MIB / 2 {
+            return Err(ExportError::new(ErrorCode::Io, "the disk ends in smoke"));
+        }
+        buffer.fill(7);
+        Ok(())
+    }
+}
+
 /// A client written for these tests, on the library's own wire types.
 pub struct Client<S = UnixStream> {
     pub stream: S,
 }
 
+/// How long a client waits, so that a server that does not answer fails the test instead of
+/// blocking it.
+const PATIENCE: Option<Duration> = Some(Duration::from_secs(60));
+
 impl Client {
-    pub fn greet(mut stream: UnixStream) -> Client {
-        // So that a server that does not answer fails the test instead of blocking it.
-        let patience = Some(Duration::from_secs(60));
-        stream.set_read_timeout(patience).expect("a timeout");
-        stream.set_write_timeout(patience).expect("a timeout");
+    pub fn greet(stream: UnixStream) -> Client {
+        stream.set_read_timeout(PATIENCE).expect("a timeout");
+        stream.set_write_timeout(PATIENCE).expect("a timeout");
+        Client::answer_greeting(stream)
+    }
+}
+
+impl Client<TcpStream> {
+    pub fn connect(address: SocketAddr) -> Self {
+        let stream = TcpStream::connect(address).expect("the server listens");
+        stream.set_nodelay(true).expect("no delay");
+        stream.set_read_timeout(PATIENCE).expect("a timeout");
+        stream.set_write_timeout(PATIENCE).expect("a timeout");
+        Client::answer_greeting(stream)
+    }
+
+    /// Waits until the other end has received all that was sent.
+    pub fn wait_until_received(&self) {
+        let port = self.stream.local_addr().expect("an address").port();
+        let own = format!("0100007F:{port:04X}");
+        loop {
+            let table = std::fs::read_to_string("/proc/net/tcp").expect("Linux");
+            let mut lines = table.lines().map(|line| line.split_whitespace());
+            let mut line = lines.find(|line| line.clone().nth(1) == Some(&own));
+            let queues = line.as_mut().and_then(|line| line.nth(4));
+            if queues.expect("our socket").starts_with("00000000:") {
+                return;
+            }
+            std::thread::sleep(Duration::from_millis(1));
+        }
+    }
+}
+
+impl<S: Read + Write> Client<S> {
+    fn answer_greeting(mut stream: S) -> Self {
         let mut greeting = [0; 18];
         stream.read_exact(&mut greeting).expect("a greeting");
         let flags = ClientFlags {
@@ -114,9 +196,7 @@ impl Client {
         stream.write_all(&flags.encode()).expect("flags sent");
         Client { stream }
     }
-}
 
-impl<S: Read + Write> Client<S> {
     pub fn option(&mut self, option: &ClientOption) -> Vec<ReplyBody> {
         self.raw_option(&option.encode())
     }
@@ -177,16 +257,24 @@ impl<S: Read + Write> Client<S> {
 
     /// The next reply or chunk: its head, cookie and content.
     pub fn reply(&mut self) -> (ReplyHead, u64, Vec<u8>) {
-        let mut bytes = Vec::new();
+        self.reply_or_end().expect("a reply")
+    }
+
+    /// As [`reply`](Self::reply); none once the server has ended the connection in order.
+    pub fn reply_or_end(&mut self) -> Option<(ReplyHead, u64, Vec<u8>)> {
+        let mut byte = [0];
+        if self.stream.read(&mut byte).expect("a reply or the end") == 0 {
+            return None;
+        }
+        let mut bytes = vec![byte[0]];
         loop {
-            let mut byte = [0];
             self.stream.read_exact(&mut byte).expect("a reply");
             bytes.push(byte[0]);
             if bytes.len() >= 16
                 && let Ok((head, cookie, _)) = ReplyHead::decode(&bytes)
             {
                 let content = self.bytes(head.content_bytes() as usize);
-                return (head, cookie, content);
+                return Some((head, cookie, content));
             }
             assert!(bytes.len() <= 32, "no reply: {bytes:x?}");
         }
