@@ -44,6 +44,7 @@ mod processes;
 mod progress;
 #[doc(hidden)]
 pub mod prune;
+mod reach;
 mod read;
 mod repair;
 mod repository;

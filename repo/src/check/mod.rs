@@ -12,7 +12,9 @@
 
 pub(crate) mod packs;
 mod points;
+mod quick;
 mod share;
+mod tally;
 
 use std::collections::HashMap;
 use std::ops::Range;
@@ -144,6 +146,7 @@ impl Repository {
         lost: &mut dyn FnMut(RawId) -> Result<()>,
     ) -> Result<()> {
         progress.points(points.len() as u64);
+        let sound = quick::sound_points(self, points, health, cancel)?;
         let mut walk = PointWalk::new(self, health, cancel, progress, lost)?;
         for id in points {
             cancel.check()?;
@@ -151,7 +154,10 @@ impl Repository {
                 Ok(point) => {
                     report.points += 1;
                     report.disks += point.disks.len() as u64;
-                    walk.point(&point)?;
+                    if !sound.contains(id) {
+                        walk.disks(&point)?;
+                    }
+                    walk.files(&point)?;
                 }
                 // Forgotten meanwhile.
                 Err(Error::NoSuchPoint { .. }) => {}

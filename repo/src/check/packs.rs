@@ -1,17 +1,18 @@
 //! Looking at packs: their sizes and tables, on demand every byte, and whether the index has them.
 
-use std::collections::HashSet;
+use std::collections::{HashMap, HashSet};
 use std::sync::Mutex;
 use std::sync::atomic::{AtomicU64, Ordering};
 
 use rayon::prelude::*;
 
 use super::share::choose;
+use super::tally::Tally;
 use super::{CheckProgress, CheckReport, Health, ReadData};
 use crate::format::inspect::inspect;
 use crate::format::pack::{FinishedPack, PackEntry, read_table};
 use crate::format::walk::{Found, walk};
-use crate::index::{Location, PackRow, PackState};
+use crate::index::{Location, PackRow, PackState, View};
 use crate::storage::{Folder, ObjectName};
 use crate::store::Store;
 use crate::sync::{into_inner, lock};
@@ -64,6 +65,8 @@ struct Look<'a> {
     store: &'a Store,
     /// The packs to be read in full.
     chosen: HashSet<PackId>,
+    /// What the index held of each pack.
+    tallies: HashMap<PackId, Tally>,
     damage: Mutex<Vec<String>>,
     health: Mutex<Health>,
     packs_read: AtomicU64,
@@ -82,12 +85,20 @@ pub(crate) fn check(
     let store = &**repo.store();
     // Before the packs are listed: what others add from here on shows as a change.
     let before = store.index.read(|view| view.changes())?;
-    let rows = store.index.packs()?;
+    let numbered = store.index.read(View::numbered_packs)?;
+    let tallies = Tally::of_index(store, cancel)?;
+    let tallies = numbered.iter().map(|(number, row)| {
+        let tally = tallies.get(number).copied();
+        (row.id, tally.unwrap_or_default())
+    });
+    let tallies = tallies.collect();
+    let rows: Vec<PackRow> = numbered.into_iter().map(|(_, row)| row).collect();
     let chosen = choose(&rows, read, repo.checked_until()?);
     progress.packs(rows.len() as u64);
     let look = Look {
         store,
         chosen: chosen.iter().copied().collect(),
+        tallies,
         damage: Mutex::default(),
         health: Mutex::default(),
         packs_read: AtomicU64::new(0),
@@ -173,7 +184,11 @@ impl Look<'_> {
         let pack = if read { self.read(id) } else { self.table(id) };
         match pack {
             Ok(pack) => {
-                let confirmed = self.found_by_index(&pack)?;
+                let confirmed = if self.tallies.get(&id) == Some(&Tally::of_table(&pack)) {
+                    pack.entries.len() as u64
+                } else {
+                    self.found_by_index(&pack)?
+                };
                 self.confirmed.fetch_add(confirmed, Ordering::Relaxed);
             }
             // A medium that cannot be read any more is damage like any other.

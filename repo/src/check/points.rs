@@ -73,13 +73,18 @@ impl<'a> PointWalk<'a> {
         })
     }
 
-    /// Walks one point and tells what of it is lost.
-    pub(super) fn point(&mut self, point: &Point) -> Result<()> {
+    /// Walks the disks of a point and tells what of them is lost.
+    pub(super) fn disks(&mut self, point: &Point) -> Result<()> {
         for disk in &point.disks {
             let mut lost = Lost::new(point, &disk.target);
             self.disk(disk, &mut lost)?;
             self.tell(&mut lost)?;
         }
+        Ok(())
+    }
+
+    /// Reads the files of a point and tells which are lost.
+    pub(super) fn files(&mut self, point: &Point) -> Result<()> {
         for file in &point.files {
             let mut lost = Lost::new(point, &file.name);
             self.file(file, &mut lost)?;

@@ -17,6 +17,7 @@ mod files;
 mod gate;
 mod moves;
 mod overlay;
+mod scan;
 mod tables;
 mod view;
 
@@ -34,6 +35,7 @@ pub use fault::Fault;
 pub use files::{IndexFiles, LocalFiles};
 pub use gate::{FileGate, Held, IndexLock, NoLock};
 pub use moves::Move;
+pub(crate) use scan::prefix;
 pub use tables::{PackNumber, PackRow, PackState};
 pub use view::{IndexStats, Indexed, Location, View};
 

@@ -3,6 +3,8 @@
 //! Both go by where an entry points *now*: one that was stored anew elsewhere meanwhile is left
 //! alone. So every slice can be repeated after a crash.
 
+use std::collections::HashMap;
+
 use redb::ReadableTable;
 
 use super::edit::{Edit, Rival};
@@ -173,14 +175,19 @@ impl Index {
                     }
                 }
                 let mut located = Vec::with_capacity(slice.len());
+                let mut sources: HashMap<PackId, Option<PackNumber>> = HashMap::new();
                 for (id, record) in slice {
+                    let from = match sources.get(&record.from) {
+                        Some(number) => *number,
+                        None => {
+                            let number = edit.number_of(record.from)?;
+                            sources.insert(record.from, number);
+                            number
+                        }
+                    };
                     let entry = &packs[record.pack].entries[record.entry];
                     let to = (numbers[record.pack], entry.offset, entry.len);
-                    located.push(Moved {
-                        id: *id,
-                        from: edit.number_of(record.from)?,
-                        to,
-                    });
+                    located.push(Moved { id: *id, from, to });
                 }
                 edit.repoint(&located)?;
                 if is_last {

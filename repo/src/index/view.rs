@@ -34,6 +34,8 @@ pub struct Indexed {
     pub id: RawId,
     /// In which pack it is.
     pub pack: PackNumber,
+    /// Where the record starts, in bytes from the start of the pack.
+    pub offset: u32,
     /// Length of the whole record in bytes.
     pub len: u32,
 }
@@ -151,10 +153,11 @@ impl View {
         let mut found = Vec::with_capacity(count);
         for entry in table.range(*from.as_bytes()..)?.take(count) {
             let (id, place) = entry?;
-            let (pack, _, len) = place.value();
+            let (pack, offset, len) = place.value();
             found.push(Indexed {
                 id: RawId::from_bytes(id.value()),
                 pack: PackNumber(pack),
+                offset,
                 len,
             });
         }

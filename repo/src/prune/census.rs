@@ -5,14 +5,11 @@
 
 use std::collections::{HashMap, HashSet};
 
-use super::live::{LiveSet, first_id, prefix};
 use super::usage::Usage;
-use crate::index::{Indexed, PackNumber};
+use crate::index::{PackNumber, prefix};
+use crate::reach::LiveSet;
 use crate::store::Store;
-use crate::{Cancel, Error, Result};
-
-/// How many entries are looked at under one hold of the index lock.
-const SCAN_ENTRIES: usize = 16 << 10;
+use crate::{Cancel, Result};
 
 /// How the packs are used, as far as counted.
 #[derive(Debug, Default)]
@@ -42,7 +39,7 @@ impl Census {
         let mut ids = live.prefixes().iter().peekable();
         // Whether the index has the next of them.
         let mut found = false;
-        scan(store, live.from(), live.until(), cancel, |entry| {
+        store.index.scan(live.range(), cancel, |entry| {
             let at = prefix(entry.id);
             while let Some(passed) = ids.next_if(|id| **id < at) {
                 self.lost += u64::from(!found && !wanted.contains(passed));
@@ -57,43 +54,4 @@ impl Census {
         self.lost += rest.filter(|id| !wanted.contains(id)).count() as u64;
         Ok(())
     }
-}
-
-/// Passes over all entries of the index whose ids have a prefix from `from` to `until`.
-pub(super) fn scan(
-    store: &Store,
-    from: u64,
-    until: u64,
-    cancel: &Cancel,
-    mut visit: impl FnMut(Indexed),
-) -> Result<()> {
-    let mut next = Some(first_id(from));
-    while let Some(from) = next {
-        cancel.check()?;
-        let entries = store.index.read(|view| view.scan(from, SCAN_ENTRIES))?;
-        next = match entries.last() {
-            Some(last) if entries.len() == SCAN_ENTRIES && prefix(last.id) <= until => {
-                following(last.id)
-            }
-            _ => None,
-        };
-        let inside = entries
-            .into_iter()
-            .take_while(|entry| prefix(entry.id) <= until);
-        inside.for_each(&mut visit);
-    }
-    Ok::<_, Error>(())
-}
-
-/// The next id after this one; none after the last.
-fn following(id: crate::RawId) -> Option<crate::RawId> {
-    let mut bytes = *id.as_bytes();
-    for byte in bytes.iter_mut().rev() {
-        let (next, overflow) = byte.overflowing_add(1);
-        *byte = next;
-        if !overflow {
-            return Some(crate::RawId::from_bytes(bytes));
-        }
-    }
-    None
 }

@@ -3,12 +3,11 @@
 use std::collections::HashSet;
 
 use super::census::Census;
-use super::live::{LiveSet, Reach};
 use super::plan::{PackUse, plan};
 use super::roots::{Listing, Unmarked};
-use super::walk::{Absence, Target};
 use super::{Prune, PruneStage, unprunable};
 use crate::index::{PackNumber, PackRow, PackState, View};
+use crate::reach::{Absence, LiveSet, Reach, Target};
 use crate::storage::{Folder, ObjectName};
 use crate::store::Store;
 use crate::{Error, LeaseId, PackId, RawId, Result};
@@ -67,8 +66,8 @@ impl Prune<'_> {
             }
             live.settle();
             census.count(self.store, &live, &wanted, self.cancel)?;
-            match live.until().checked_add(1) {
-                Some(next) => from = next,
+            match live.rest() {
+                Some(rest) => from = rest,
                 None => break,
             }
         }

@@ -5,7 +5,7 @@
 //!
 //! 1. [`begin`](Prune::begin): the maintenance lock keeps a second prune, repair and adoption by
 //!    backups out. What killed commands left is adopted; what is dead since an earlier prune is removed.
-//! 2. [`mark`](Prune::mark) (`roots`, `walk`, `live`, `census`, `usage`): walks from all roots, and counts
+//! 2. [`mark`](Prune::mark) (`roots`, `census`, `usage`): walks from all roots, and counts
 //!    what of each pack is needed. Packs of living leases are no candidates: rows are read before leases, so
 //!    a pack whose lease is not among the living has no writer any more.
 //! 3. [`condemn`](Prune::condemn): the exclusive lock, and only if no root is unmarked by now. A backup
@@ -29,14 +29,12 @@ mod census;
 mod condemn;
 mod forgotten;
 mod last_copy;
-mod live;
 mod mark;
 mod plan;
 mod remove;
 mod rewrite;
 mod roots;
 mod usage;
-mod walk;
 
 use std::collections::{HashMap, HashSet};
 use std::thread;
@@ -45,16 +43,13 @@ use std::time::Duration;
 use plan::PackUse;
 use roots::{Listing, Marked};
 use usage::Usage;
-use walk::Walker;
 
 use crate::index::{PackNumber, View};
 use crate::lease::MoverLease;
+use crate::reach::{LIVE_IDS_MAX, Walker};
 use crate::reserve::Reserve;
 use crate::store::Store;
 use crate::{Cancel, Error, MaintenanceLock, PackId, PointId, Repository, Result};
-
-/// Ids that are kept in memory while marking, 9 bytes each.
-const LIVE_IDS_MAX: usize = 12 << 20;
 
 /// How often a dry run begins anew when others change what it looks at.
 const DRY_RUNS_MAX: usize = 10;
@@ -348,7 +343,7 @@ impl<'a> Prune<'a> {
 
     fn wanted(&self) -> Result<HashSet<u64>> {
         let wanted = self.store.index.wanted(usize::MAX)?;
-        Ok(wanted.into_iter().map(live::prefix).collect())
+        Ok(wanted.into_iter().map(crate::index::prefix).collect())
     }
 }
 

@@ -5,7 +5,6 @@
 
 use std::collections::{HashMap, HashSet};
 
-use super::census::scan;
 use super::{Prune, PruneStage};
 use crate::format::pack::read_table;
 use crate::index::{PackNumber, PackState, View};
@@ -76,7 +75,7 @@ impl Prune<'_> {
         }
         if !unreadable.is_empty() {
             let mut found = Vec::new();
-            scan(self.store, 0, u64::MAX, self.cancel, |entry| {
+            self.store.index.scan(0..=u64::MAX, self.cancel, |entry| {
                 if unreadable.contains(&entry.pack) {
                     found.push((entry.id, entry.pack));
                 }

@@ -6,10 +6,10 @@
 
 use std::collections::HashSet;
 
-use super::walk::{Absence, Target};
 use crate::format;
 use crate::index::View;
 use crate::lease::{LeaseKind, Roots, SeenLease};
+use crate::reach::{Absence, Target};
 use crate::storage::{Folder, ObjectName};
 use crate::{DomainUuid, Error, LeaseId, Point, PointId, RawId, Repository, Result, UnixMillis};
 

@@ -4,9 +4,9 @@
 //! were counted. To ask about others would give a wrong answer, so the ids counted are summed up, and
 //! whoever asks has to bring the same.
 
-use super::live::prefix;
 use crate::RawId;
 use crate::format::pack::PackEntry;
+use crate::index::prefix;
 
 /// How many entries share a word of bits.
 const WORD_BITS: usize = u64::BITS as usize;

@@ -1,38 +1,31 @@
 //! Sets of live ids that stay within a limit of memory.
 //!
 //! Ids are kept by their first 8 bytes. Two that agree in these only make prune keep a record that
-//! nothing needs; no record that is needed is ever taken for garbage.
+//! nothing needs, and check overlook that one of the two is missing; no record that is needed is ever taken for
+//! garbage.
+
+use std::ops::RangeInclusive;
 
 use rayon::prelude::*;
 
+use crate::index::prefix;
 use crate::{RawId, Result};
+
+/// Ids that are kept in memory at once, 9 bytes each.
+pub(crate) const LIVE_IDS_MAX: usize = 12 << 20;
 
 /// What part of the ids in a set may wait to be sorted in.
 const FRESH_SHARE: usize = 8;
 
 /// What hears of every id that is reached.
-pub(super) trait Reach {
+pub(crate) trait Reach {
     /// These ids are needed.
     fn reach(&mut self, ids: &[RawId]) -> Result<()>;
 }
 
-/// The first 8 bytes of an id, in the order of ids.
-pub(super) fn prefix(id: RawId) -> u64 {
-    let mut first = [0; 8];
-    first.copy_from_slice(&id.as_bytes()[..8]);
-    u64::from_be_bytes(first)
-}
-
-/// The smallest id with these first bytes.
-pub(super) fn first_id(prefix: u64) -> RawId {
-    let mut id = [0; 32];
-    id[..8].copy_from_slice(&prefix.to_be_bytes());
-    RawId::from_bytes(id)
-}
-
 /// The live ids from one prefix on, as many as fit: when there are more, the uppermost are left to a
 /// later pass.
-pub(super) struct LiveSet {
+pub(crate) struct LiveSet {
     from: u64,
     until: u64,
     /// Sorted.
@@ -44,7 +37,7 @@ pub(super) struct LiveSet {
 
 impl LiveSet {
     /// A set of at most `ids_max` ids, from prefix `from` on.
-    pub(super) fn new(from: u64, ids_max: usize) -> Self {
+    pub(crate) fn new(from: u64, ids_max: usize) -> Self {
         Self {
             from,
             until: u64::MAX,
@@ -54,23 +47,23 @@ impl LiveSet {
         }
     }
 
-    /// The first prefix it covers.
-    pub(super) fn from(&self) -> u64 {
-        self.from
+    /// The prefixes that it covers.
+    pub(crate) fn range(&self) -> RangeInclusive<u64> {
+        self.from..=self.until
     }
 
-    /// The last prefix it covers.
-    pub(super) fn until(&self) -> u64 {
-        self.until
+    /// The first prefix that is left to the next pass, if there is one.
+    pub(crate) fn rest(&self) -> Option<u64> {
+        self.until.checked_add(1)
     }
 
     /// The prefixes in it, sorted, up to the last time it was settled.
-    pub(super) fn prefixes(&self) -> &[u64] {
+    pub(crate) fn prefixes(&self) -> &[u64] {
         &self.ids
     }
 
     /// Brings the set in order; to be called once all ids were reached.
-    pub(super) fn settle(&mut self) {
+    pub(crate) fn settle(&mut self) {
         self.merge();
         if self.ids.len() > self.ids_max {
             // A good part, so that this is rare.
@@ -107,7 +100,7 @@ impl LiveSet {
 
 impl Reach for LiveSet {
     fn reach(&mut self, ids: &[RawId]) -> Result<()> {
-        let range = self.from..=self.until;
+        let range = self.range();
         let ids = ids.iter().map(|id| prefix(*id));
         self.fresh.extend(ids.filter(|id| range.contains(id)));
         if self.fresh.len() > self.ids_max / FRESH_SHARE {
@@ -138,10 +131,10 @@ mod tests {
             assert!(set.ids.len() <= 100);
             seen.extend_from_slice(set.prefixes());
             passes += 1;
-            if set.until() == u64::MAX {
-                break;
+            match set.rest() {
+                Some(rest) => from = rest,
+                None => break,
             }
-            from = set.until() + 1;
         }
         let mut expected: Vec<u64> = all.iter().map(|id| prefix(*id)).collect();
         expected.sort_unstable();
@@ -156,7 +149,7 @@ mod tests {
             set.reach(&[id(n % 50)]).unwrap();
         }
         set.settle();
-        assert_eq!((set.from(), set.until()), (0, u64::MAX));
+        assert_eq!(set.range(), 0..=u64::MAX);
         assert_eq!(set.prefixes().len(), 50);
     }
 }

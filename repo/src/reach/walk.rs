@@ -10,7 +10,7 @@ use std::collections::HashMap;
 
 use rayon::prelude::*;
 
-use super::live::Reach;
+use super::Reach;
 use crate::format::node::{Node, Root};
 use crate::format::record;
 use crate::ids::ContentId;
@@ -26,7 +26,7 @@ const NODES_AT_ONCE: usize = 1024;
 
 /// Something everything of which is needed.
 #[derive(Clone, Copy, PartialEq, Eq, Hash, Debug)]
-pub(super) enum Target {
+pub(crate) enum Target {
     /// A disk.
     Disk(RootId),
     /// A piece of a file.
@@ -35,7 +35,7 @@ pub(super) enum Target {
 
 impl Target {
     /// Its id.
-    pub(super) fn id(self) -> RawId {
+    pub(crate) fn id(self) -> RawId {
         match self {
             Self::Disk(id) => id.raw(),
             Self::Piece(id) => id.raw(),
@@ -48,7 +48,7 @@ type Encoded = (RawId, Vec<u8>);
 
 /// What to think of a node that is not there.
 #[derive(Clone, Copy, PartialEq, Eq, Debug)]
-pub(super) enum Absence {
+pub(crate) enum Absence {
     /// Damage: what hangs below it is unknown.
     IsDamage,
     /// Of a point that was forgotten, something may be gone already. Nobody can rely on what is below.
@@ -56,7 +56,7 @@ pub(super) enum Absence {
 }
 
 /// Walks, and remembers where it has been.
-pub(super) struct Walker<'a> {
+pub(crate) struct Walker<'a> {
     store: &'a Store,
     cancel: &'a Cancel,
     visited: Seen,
@@ -66,7 +66,7 @@ pub(super) struct Walker<'a> {
 
 impl<'a> Walker<'a> {
     /// A walker that has been nowhere.
-    pub(super) fn new(store: &'a Store, cancel: &'a Cancel) -> Self {
+    pub(crate) fn new(store: &'a Store, cancel: &'a Cancel) -> Self {
         Self {
             store,
             cancel,
@@ -76,13 +76,13 @@ impl<'a> Walker<'a> {
     }
 
     /// Forgets where it has been.
-    pub(super) fn start_anew(&mut self) {
+    pub(crate) fn start_anew(&mut self) {
         self.visited = Seen::default();
     }
 
     /// Tells `reach` of the targets and of everything below them, but not again of what is below nodes
     /// that were visited before. After an error the walker is of no use any more.
-    pub(super) fn walk(
+    pub(crate) fn walk(
         &mut self,
         targets: &[Target],
         absence: Absence,
