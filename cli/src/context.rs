@@ -6,11 +6,11 @@ use std::path::{Path, PathBuf};
 use anyhow::Result;
 use jiff::tz::TimeZone;
 use virtkeep_capture::Host;
-use virtkeep_repo::{Env, OpenOptions, Pin, Point, PointId, Repository};
+use virtkeep_repo::{DamagedPin, Env, OpenOptions, Pin, Point, PointId, Repository};
 
 use crate::args::Global;
-use crate::output::{Output, shown};
-use crate::point_spec::{Found, PointSpec};
+use crate::output::{Output, counted, shown};
+use crate::point_spec::{Found, PointError, PointSpec};
 use crate::progress::Reporter;
 use crate::when;
 
@@ -77,11 +77,11 @@ impl Context {
             unsafe_network_fs: self.global.unsafe_network_fs,
             ..OpenOptions::default()
         };
-        Ok(Repository::open(
-            self.repository_path()?,
-            &options,
-            Env::system(),
-        )?)
+        let repo = Repository::open(self.repository_path()?, &options, Env::system())?;
+        for warning in repo.warnings() {
+            self.reporter.note(&format!("warning: {warning}"));
+        }
+        Ok(repo)
     }
 
     /// All points that can be read, oldest first. Those whose records are damaged are named on
@@ -89,7 +89,19 @@ impl Context {
     pub(crate) fn points(&self, repo: &Repository) -> Result<Vec<Point>> {
         for (id, error) in repo.damaged_points()? {
             self.reporter.note(&format!(
-                "warning: the point {id} is damaged and left out here: {error}"
+                "warning: the point {id} is damaged and left out here: {}. `virtkeep repair` may put its record back",
+                error.reason()
+            ));
+        }
+        let lost = repo.lost_points()?;
+        if !lost.is_empty() {
+            const FEW: usize = 5;
+            let mut ids: Vec<String> = lost.iter().take(FEW).map(PointId::to_string).collect();
+            ids.extend((lost.len() > FEW).then(|| "…".to_owned()));
+            self.reporter.note(&format!(
+                "warning: {} left out here, since the record is lost: {}. `virtkeep repair` may put it back",
+                counted(lost.len(), "point"),
+                ids.join(", ")
             ));
         }
         Ok(repo.points()?)
@@ -102,30 +114,51 @@ impl Context {
         if let Some(prefix) = spec.id_prefix() {
             let fits = |point: &Point| point.id.to_string().starts_with(prefix);
             if !points.iter().any(fits) {
-                let forgotten = repo.forgotten()?.points;
-                points.extend(forgotten.into_iter().filter(fits));
+                let forgotten = repo.forgotten()?;
+                for (id, error) in forgotten.damaged {
+                    if id.to_string().starts_with(prefix) {
+                        let why = error.reason();
+                        self.reporter.note(&format!(
+                            "warning: the record of the forgotten point {id} is damaged: {why}"
+                        ));
+                    }
+                }
+                points.extend(forgotten.points.into_iter().filter(fits));
             }
         }
         Ok(points)
     }
 
-    /// What keeps points from being forgotten. A pin that cannot be read is named on standard error:
+    /// What keeps points from being forgotten. Pins that cannot be read are named on standard error:
     /// no reason not to show the points.
     pub(crate) fn pins(&self, repo: &Repository) -> HashMap<PointId, Vec<Pin>> {
         let mut pins: HashMap<PointId, Vec<Pin>> = HashMap::new();
-        match repo.pins().list() {
-            Ok(all) => {
-                for (_, pin) in all {
+        match repo.pins().scan() {
+            Ok(found) => {
+                for (_, pin) in found.sound {
                     for point in &pin.points {
                         pins.entry(*point).or_default().push(pin.clone());
                     }
                 }
+                self.warn_of_pins(&found.damaged);
             }
             Err(error) => self
                 .reporter
                 .note(&format!("warning: no pins are shown: {error}")),
         }
         pins
+    }
+
+    /// Names damaged pins on standard error.
+    pub(crate) fn warn_of_pins(&self, damaged: &[DamagedPin]) {
+        for pin in damaged {
+            self.reporter.note(&format!(
+                "warning: the pin {} is damaged ({}), and nobody knows which points it keeps: `virtkeep unpin {}` removes it",
+                pin.path.display(),
+                pin.why,
+                pin.name
+            ));
+        }
     }
 
     /// Connects to libvirt.
@@ -136,6 +169,30 @@ impl Context {
     /// Reads a POINT.
     pub(crate) fn parse_point(&self, text: &str) -> Result<PointSpec> {
         Ok(PointSpec::parse(text, &self.zone)?)
+    }
+
+    /// Looks a POINT up among the points there are; one that is forgotten is no use to the caller, and
+    /// the error tells how it comes back.
+    pub(crate) fn find_kept<'a>(
+        &self,
+        repo: &Repository,
+        spec: &'a PointSpec,
+        points: &'a [Point],
+    ) -> Result<Found<'a>> {
+        let error = match spec.find(points, &self.zone) {
+            Err(error @ PointError::NotFound(_)) => error,
+            found => return Ok(found?),
+        };
+        let forgotten = repo.forgotten()?.points;
+        let found = spec.id_prefix().map(|_| spec.find(&forgotten, &self.zone));
+        let Some(Ok(Found { point, .. })) = found else {
+            return Err(error.into());
+        };
+        let (what, id) = (self.describe(point), point.id);
+        Err(PointError::NotFound(format!(
+            "{what} is forgotten: `virtkeep forget --undo {id}` brings it back"
+        ))
+        .into())
     }
 
     /// Looks a POINT up.

@@ -3,6 +3,7 @@
 //! Commands return an [`Exit`] or an error; only `main` turns either into an exit code.
 
 use std::fmt;
+use std::io::ErrorKind;
 
 use virtkeep_capture::Error as Capture;
 use virtkeep_repo::Error as Engine;
@@ -98,7 +99,7 @@ impl Failure {
         Self {
             exit,
             code,
-            message: message(error, code),
+            message: message(error, advice(error, code)),
         }
     }
 }
@@ -151,7 +152,6 @@ fn system(io: &std::io::Error) -> Option<(Exit, &'static str)> {
 
 fn capture(error: &Capture) -> (Exit, &'static str) {
     match error {
-        Capture::Repo(error) if error.is_no_space() => (Exit::Failed, "no-space"),
         Capture::Repo(error) => engine(error).unwrap_or((Exit::Failed, "repository")),
         Capture::Cancelled => interrupted(),
         Capture::ForeignJob { .. } | Capture::DomainBusy { .. } => (Exit::Busy, error.code()),
@@ -171,6 +171,7 @@ fn engine(error: &Engine) -> Option<(Exit, &'static str)> {
     Some(match error {
         Engine::NoRepository { .. } => (Exit::NoRepository, "no-repository"),
         Engine::NotARepository { .. } => (Exit::NoRepository, "not-a-repository"),
+        Engine::Settings { .. } => (Exit::Failed, "settings"),
         Engine::NewerFormat { .. } => (Exit::Failed, "newer-format"),
         Engine::UnknownFeature { .. } => (Exit::Failed, "unknown-feature"),
         Engine::NetworkFileSystem { .. } => (Exit::Failed, "network-file-system"),
@@ -182,20 +183,56 @@ fn engine(error: &Engine) -> Option<(Exit, &'static str)> {
         Engine::AppendOnly { .. } => (Exit::Failed, "append-only"),
         Engine::DiskSize { .. } => (Exit::Failed, "disk-size"),
         Engine::Busy { .. } => (Exit::Busy, "busy"),
+        Engine::Index { .. } => (Exit::Damage, "index"),
         Engine::Corrupt { .. }
         | Engine::Missing { .. }
+        | Engine::DamagedPin { .. }
+        | Engine::PacksGone { .. }
         | Engine::DiskDamage { .. }
         | Engine::NothingVerifies { .. }
         | Engine::Unprunable { .. } => (Exit::Damage, "damage"),
         Engine::Cancelled => interrupted(),
+        Engine::Io { source, .. } => return system(source),
         // The cause further down says more: the system's error, or the source's.
         _ => return None,
     })
 }
 
+/// What to do about what the system refused.
+fn advice(error: &anyhow::Error, code: &str) -> &'static str {
+    match (code, error.chain().find_map(refused_in_repository)) {
+        ("no-space", Some(_)) => {
+            ". Free some space there, then run the command again; `virtkeep forget` and `virtkeep prune` work without any"
+        }
+        ("no-space", None) => ". Free some space there, then run the command again",
+        ("no-permission", Some((_, true))) => {
+            ". Run virtkeep as a user who may do that, such as root; --no-lock reads without locks"
+        }
+        ("no-permission", _) => ". Run virtkeep as a user who may do that, such as root",
+        (_, Some((ErrorKind::IsADirectory | ErrorKind::NotADirectory, _))) => {
+            ". Something else is in the place of a file or directory of the repository: move it away, then run `virtkeep repair`"
+        }
+        _ => "",
+    }
+}
+
+/// What the system said of a file of the repository, and whether that is a lock.
+fn refused_in_repository(error: &(dyn std::error::Error + 'static)) -> Option<(ErrorKind, bool)> {
+    let engine = match error.downcast_ref::<Capture>() {
+        Some(Capture::Repo(engine)) => Some(engine),
+        _ => error.downcast_ref::<Engine>(),
+    };
+    let Some(Engine::Io { path, source, .. }) = engine else {
+        return None;
+    };
+    let folder = path.parent().and_then(|folder| folder.file_name());
+    let is_lock = folder.is_some_and(|folder| folder == "locks" || folder == "leases");
+    Some((source.kind(), is_lock))
+}
+
 /// The causes in one line, from the outside in, and what to do next. Some errors repeat their cause:
 /// that is said once.
-fn message(error: &anyhow::Error, code: &str) -> String {
+fn message(error: &anyhow::Error, advice: &str) -> String {
     let mut text = String::new();
     for cause in error.chain() {
         let cause = cause.to_string();
@@ -208,11 +245,7 @@ fn message(error: &anyhow::Error, code: &str) -> String {
         }
         text.push_str(cause);
     }
-    text.push_str(match code {
-        "no-space" => ". Free some space there, then run the command again",
-        "no-permission" => ". Run virtkeep as a user who may do that, such as root",
-        _ => "",
-    });
+    text.push_str(advice);
     shown_lines(&text)
 }
 

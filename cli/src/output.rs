@@ -199,6 +199,21 @@ fn is_harmless(c: char) -> bool {
             | '\u{feff}' | '\u{fff9}'..='\u{fffb}' | '\u{e0000}'..='\u{e007f}')
 }
 
+/// So many of something, for people: `1 pack`, `3 packs`.
+pub(crate) fn counted(count: impl TryInto<u64>, noun: &str) -> String {
+    // What does not fit is no 1 either.
+    match count.try_into().unwrap_or(u64::MAX) {
+        1 => format!("1 {noun}"),
+        count => format!("{count} {noun}s"),
+    }
+}
+
+/// A range of the bytes of a disk, for people: `bytes 0 to 65536 (64 KiB)`, the last one not included.
+pub(crate) fn bytes_range(start: u64, end: u64) -> String {
+    let len = size(end.saturating_sub(start));
+    format!("bytes {start} to {end} ({len})")
+}
+
 /// A size for people, in binary units: `512 B`, `64 KiB`, `1.5 GiB`.
 pub(crate) fn size(bytes: u64) -> String {
     const UNITS: [&str; 6] = ["KiB", "MiB", "GiB", "TiB", "PiB", "EiB"];
@@ -264,6 +279,12 @@ mod tests {
         ] {
             assert_eq!(size(bytes), text);
         }
+    }
+
+    #[test]
+    fn one_is_singular() {
+        let counts = [0_u64, 1, 2].map(|count| counted(count, "pack"));
+        assert_eq!(counts, ["0 packs", "1 pack", "2 packs"]);
     }
 
     #[test]

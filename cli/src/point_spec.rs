@@ -10,7 +10,7 @@ use std::fmt::Write as _;
 use jiff::tz::TimeZone;
 use virtkeep_repo::{DomainUuid, Point};
 
-use crate::output::shown;
+use crate::output::{counted, shown};
 use crate::when::{self, When, is_id_prefix};
 
 /// A POINT as it was typed, split but not yet looked up.
@@ -174,8 +174,7 @@ pub(crate) fn points_of<'a>(name: &str, points: &'a [Point]) -> Result<Vec<&'a P
             );
             for uuid in uuids {
                 let count = points.iter().filter(|p| p.domain.uuid == uuid).count();
-                let points = if count == 1 { "point" } else { "points" };
-                let _ = write!(text, "\n  {uuid}  {count} {points}");
+                let _ = write!(text, "\n  {uuid}  {}", counted(count, "point"));
             }
             Err(PointError::Ambiguous(text))
         }
@@ -228,9 +227,9 @@ fn find_when<'a>(
         When::Latest(back) => match owned.iter().rev().nth(*back) {
             Some(point) => Ok(point),
             None => not_found(format!(
-                "there is no {}@latest~{back}: the domain has {count} {}",
+                "there is no {}@latest~{back}: the domain has {}",
                 shown(name),
-                if count == 1 { "point" } else { "points" }
+                counted(count, "point")
             )),
         },
         When::Before(end) => match owned.iter().rev().find(|p| p.time < *end) {

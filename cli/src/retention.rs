@@ -281,6 +281,20 @@ pub(crate) fn parse_within(text: &str) -> Result<Span, String> {
     Ok(span)
 }
 
+/// Reads how many are to be kept.
+pub(crate) fn parse_count(text: &str) -> Result<u64, String> {
+    text.parse()
+        .map_err(|_| "a whole number is needed, such as 7".to_owned())
+}
+
+/// Reads a label of points.
+pub(crate) fn parse_tag(text: &str) -> Result<String, String> {
+    match text.trim().is_empty() {
+        true => Err("a label cannot be empty".to_owned()),
+        false => Ok(text.to_owned()),
+    }
+}
+
 #[cfg(test)]
 #[path = "retention_tests.rs"]
 mod tests;

@@ -2,7 +2,8 @@
 //!
 //! Invariants: nothing of the file is believed before its format version and its features are
 //! known; what this program does not know it refuses by name instead of guessing. Unknown keys are
-//! ignored: whoever adds one that matters adds a feature with it.
+//! ignored, and named to the user, who may have mistyped one: whoever adds one that matters adds a
+//! feature with it.
 
 use std::path::Path;
 
@@ -24,6 +25,31 @@ const READ_ONLY_COMPATIBLE_FEATURES_KNOWN: [&str; 0] = [];
 
 /// The only hash of format version 1.
 const HASH: &str = "blake3";
+
+/// The settings that may be edited, and what they may be.
+const KEYS_TO_EDIT: [(&str, &str); 2] = [
+    ("codec", r#""lz4", "zstd:N" with N from 1 to 22, or "none""#),
+    ("append_only", "true or false"),
+];
+/// All settings there are.
+const KEYS: [&str; 13] = [
+    "codec",
+    "append_only",
+    "append-only",
+    "format_version",
+    "repository_id",
+    "hash",
+    "id_key",
+    "chunk_size",
+    "fan_out",
+    "incompatible_features",
+    "read_only_compatible_features",
+    "index_owner",
+    "crypto",
+];
+
+/// The way out where a value is lost.
+const COPY_BACK: &str = "Put a copy of the file back";
 
 /// What `config.toml` says.
 #[derive(Clone, Debug, PartialEq, Eq)]
@@ -83,18 +109,21 @@ impl Config {
         }
     }
 
-    /// Reads the text of `config.toml`. `repository` is for messages.
-    pub fn parse(text: &str, repository: &Path) -> Result<Self> {
-        let keys = Settings { repository };
+    /// Reads the text of `config.toml`; `file` is for messages.
+    pub fn parse(text: &str, file: &Path) -> Result<Self> {
+        let keys = Settings { text, file };
+        if text.trim().is_empty() {
+            return Err(keys.wrong(None, format!("it is empty. {COPY_BACK}")));
+        }
         let table: Table = text
             .parse()
-            .map_err(|error: toml::de::Error| keys.wrong(error.message()))?;
+            .map_err(|error: toml::de::Error| keys.unreadable(&error))?;
 
         let version = keys.number(&table, "format_version")?;
+        if version == 0 {
+            return Err(keys.fixed("format_version", "is 0"));
+        }
         if version != u64::from(FORMAT_VERSION) {
-            if version == 0 {
-                return Err(keys.wrong("its config.toml has format_version 0"));
-            }
             return Err(Error::NewerFormat {
                 found: u32::try_from(version).unwrap_or(u32::MAX),
                 known: FORMAT_VERSION,
@@ -121,18 +150,16 @@ impl Config {
             .decode(keys.text(&table, "id_key")?.as_bytes())
             .ok()
             .and_then(|bytes| bytes.try_into().ok())
-            .ok_or_else(|| keys.wrong("id_key in its config.toml is not 64 hexadecimal digits"))?;
+            .ok_or_else(|| keys.fixed("id_key", "is not 64 hexadecimal digits"))?;
 
         Ok(Self {
             id: keys.parsed(&table, "repository_id")?,
             id_key: IdKey::from_bytes(id_key),
             chunk_size: ChunkSize::new(keys.number(&table, "chunk_size")?).ok_or_else(|| {
-                keys.wrong(
-                    "chunk_size in its config.toml is not a power of two from 4 KiB to 4 MiB",
-                )
+                keys.fixed("chunk_size", "is not a power of two from 4 KiB to 4 MiB")
             })?,
             fan_out: FanOut::new(keys.number(&table, "fan_out")?)
-                .ok_or_else(|| keys.wrong("fan_out in its config.toml is neither 64 nor 256"))?,
+                .ok_or_else(|| keys.fixed("fan_out", "is neither 64 nor 256"))?,
             codec: keys.parsed(&table, "codec")?,
             index_owner: keys.number(&table, "index_owner")?,
             append_only: keys.append_only(&table)?,
@@ -195,17 +222,69 @@ fn unknown<'a>(
         .filter(move |feature| !known.contains(&feature.as_str()))
 }
 
+/// The settings that this program does not know, each with its line, from 1.
+pub fn unknown_keys(text: &str) -> Vec<(String, usize)> {
+    let Ok(table) = text.parse::<Table>() else {
+        return Vec::new();
+    };
+    let unknown = table.keys().filter(|key| !KEYS.contains(&key.as_str()));
+    let place = |key: &String| (key.clone(), line_of(text, key).unwrap_or(1));
+    unknown.map(place).collect()
+}
+
+/// The line in which a key is set.
+fn line_of(text: &str, key: &str) -> Option<usize> {
+    let sets = |line: &str| {
+        let name = line.split(['=', ']']).next().unwrap_or(line);
+        name.trim_matches(|c: char| c.is_whitespace() || "[\"'".contains(c)) == key
+    };
+    text.lines().position(sets).map(|at| at + 1)
+}
+
 /// Reads settings, and words what is wrong with them.
 struct Settings<'a> {
-    repository: &'a Path,
+    text: &'a str,
+    file: &'a Path,
 }
 
 impl Settings<'_> {
-    fn wrong(&self, why: &str) -> Error {
-        Error::NotARepository {
-            path: self.repository.into(),
-            why: why.trim_end().into(),
+    fn wrong(&self, line: Option<usize>, why: String) -> Error {
+        Error::Settings {
+            path: self.file.into(),
+            line,
+            why,
         }
+    }
+
+    /// The file is no TOML.
+    fn unreadable(&self, error: &toml::de::Error) -> Error {
+        let before = error.span().and_then(|span| self.text.get(..span.start));
+        let line = before.map(|before| before.matches('\n').count() + 1);
+        let message = error.message().lines().collect::<Vec<_>>().join(", ");
+        self.wrong(
+            line,
+            format!("{message}. Correct the line, or put a copy of the file back"),
+        )
+    }
+
+    /// Something is wrong with a setting.
+    fn of(&self, key: &str, what: &str) -> Error {
+        match KEYS_TO_EDIT.iter().find(|(name, _)| *name == key) {
+            Some((_, values)) => {
+                let line = line_of(self.text, key);
+                self.wrong(line, format!("{key} {what}. It may be {values}"))
+            }
+            None => self.fixed(key, what),
+        }
+    }
+
+    /// Something is wrong with a setting that nobody may choose.
+    fn fixed(&self, key: &str, what: &str) -> Error {
+        let line = line_of(self.text, key);
+        self.wrong(
+            line,
+            format!("{key} {what}. What it was cannot be guessed. {COPY_BACK}"),
+        )
     }
 
     fn get<'t, T>(
@@ -214,10 +293,8 @@ impl Settings<'_> {
         key: &str,
         read: impl FnOnce(&'t Value) -> Option<T>,
     ) -> Result<T> {
-        let value = table
-            .get(key)
-            .ok_or_else(|| self.wrong(&format!("its config.toml lacks {key}")))?;
-        read(value).ok_or_else(|| self.wrong(&format!("{key} in its config.toml is {value}")))
+        let value = table.get(key).ok_or_else(|| self.of(key, "is missing"))?;
+        read(value).ok_or_else(|| self.of(key, &format!("cannot be {value}")))
     }
 
     fn number(&self, table: &Table, key: &str) -> Result<u64> {

@@ -44,6 +44,17 @@ pub enum Error {
         why: String,
     },
 
+    /// The settings cannot be used.
+    #[error("{}{}: {why}", path.display(), line.map(|line| format!(", line {line}")).unwrap_or_default())]
+    Settings {
+        /// The file.
+        path: PathBuf,
+        /// Where in it, from 1.
+        line: Option<usize>,
+        /// What is wrong and what to do.
+        why: String,
+    },
+
     /// `init` was pointed at something that exists.
     #[error("{} already exists: {why}", path.display())]
     AlreadyExists {
@@ -83,7 +94,7 @@ pub enum Error {
     },
 
     /// Someone else holds a lock that this command needs.
-    #[error("{what} is in use by {holder}: wait for it, then try again")]
+    #[error("{what} is locked by {holder}: wait for it, then try again")]
     Busy {
         /// What is locked.
         what: String,
@@ -116,9 +127,20 @@ pub enum Error {
         reason: String,
     },
 
+    /// A pin that cannot be read: what it keeps is not known.
+    #[error("the pin {} is damaged ({why}), so that nobody knows which points it keeps, and nothing may be forgotten or pruned. Put a copy of the file back; or `virtkeep pin` the points that must stay, then `virtkeep unpin {name}`", path.display())]
+    DamagedPin {
+        /// What it is removed by.
+        name: String,
+        /// Its file.
+        path: PathBuf,
+        /// What is wrong with it.
+        why: String,
+    },
+
     /// A point that was forgotten, and of which prune has taken something.
     #[error(
-        "the restore point {point} was forgotten, and prune has taken bytes of it: it cannot be restored any more"
+        "the restore point {point} was forgotten, and prune has taken bytes of it: it cannot be restored whole any more. `virtkeep restore --salvage` gives back what is left"
     )]
     Pruned {
         /// The point.
@@ -176,13 +198,25 @@ pub enum Error {
 
     /// No pack can be verified at all.
     #[error(
-        "none of the {packs} packs in {} can be verified: the id_key or chunk_size in config.toml is wrong, or all of them are lost. Put a copy of the right config.toml back, then try again; nothing was changed",
+        "none of the packs in {} ({packs}) can be verified, and nothing was changed: the id_key or chunk_size in config.toml is wrong, or all of them are damaged. Put a copy of the right config.toml back, then try again; if it is right, put a copy of packs/ back, or move that away and run `virtkeep repair --index` to go on without any",
         path.display()
     )]
     NothingVerifies {
         /// The repository.
         path: PathBuf,
         /// How many packs there are.
+        packs: u64,
+    },
+
+    /// All packs are gone.
+    #[error(
+        "every pack that the index names ({packs}) is gone from {}, and nothing was changed: mount what belongs there, or put a copy back, then try again. If there is none, nothing can be restored any more: `virtkeep repair --index` goes on without them, and the next backups store everything anew",
+        path.display()
+    )]
+    PacksGone {
+        /// The directory of the packs.
+        path: PathBuf,
+        /// How many packs there were.
         packs: u64,
     },
 
@@ -249,11 +283,27 @@ impl Error {
     }
 
     /// Whether stored bytes are wrong, gone, or cannot be read: what other copies of them help against.
+    /// What another user may read is not damaged.
     pub fn is_damage(&self) -> bool {
-        matches!(
-            self,
-            Self::Corrupt { .. } | Self::Missing { .. } | Self::Io { .. } | Self::DiskDamage { .. }
-        )
+        match self {
+            Self::Io { source, .. } => source.kind() != io::ErrorKind::PermissionDenied,
+            Self::Corrupt { .. } | Self::Missing { .. } | Self::DiskDamage { .. } => true,
+            _ => false,
+        }
+    }
+
+    /// What a damage consists of, without the advice to look for its extent.
+    pub fn reason(&self) -> String {
+        match self {
+            Self::Corrupt {
+                what,
+                expected,
+                found,
+            } => format!("damage in {what}: {found}, expected {expected}"),
+            Self::Missing { what } => format!("{what} is lost"),
+            Self::Io { source, .. } => format!("{self}: {}", words(source)),
+            other => other.to_string(),
+        }
     }
 
     /// Whether the cause is that no space is left.
@@ -265,5 +315,20 @@ impl Error {
             source.kind(),
             io::ErrorKind::StorageFull | io::ErrorKind::QuotaExceeded
         )
+    }
+}
+
+/// What the system said, without the number that the standard library puts behind it, and the way out
+/// where somebody has put something else in the place of a file.
+pub(crate) fn words(error: &io::Error) -> String {
+    let text = error.to_string();
+    let words = text
+        .rsplit_once(" (os error ")
+        .map_or(&text[..], |(w, _)| w);
+    match error.kind() {
+        io::ErrorKind::IsADirectory | io::ErrorKind::NotADirectory => {
+            format!("{words}; move away what stands in its place")
+        }
+        _ => words.to_owned(),
     }
 }

@@ -67,7 +67,7 @@ impl Repository {
                 Ok(point) => forgotten.points.push(point),
                 // Undone or pruned meanwhile.
                 Err(Error::NoSuchPoint { .. }) => {}
-                Err(error @ Error::Corrupt { .. }) => forgotten.damaged.push((id, error)),
+                Err(error) if error.is_damage() => forgotten.damaged.push((id, error)),
                 Err(error) => return Err(error),
             }
         }

@@ -23,16 +23,27 @@ impl Repository {
     /// Holds on to all disks and files of a point. [`Error::NoSuchPoint`] when it is neither there nor
     /// forgotten, [`Error::Pruned`] when it is forgotten and something of it is gone.
     ///
-    /// Of a forgotten point all manifest nodes are read, and every chunk is looked up.
+    /// Of a forgotten point all manifest nodes are read, and every chunk is looked up. Damage is no reason
+    /// not to hold the rest: whoever reads it will meet it.
     pub fn hold(&self, point: &Point, cancel: &Cancel) -> Result<Hold> {
         let hold = Hold {
             _lease: self.reader_lease_if_space(point.id, Roots::of([point]))?,
         };
         let record = ObjectName::Point(point.id);
         if self.store().storage.len(&record)?.is_none() {
-            self.check_all_there(point, cancel)?;
+            match self.check_all_there(point, cancel) {
+                Err(error) if error.is_damage() => {}
+                there => there?,
+            }
         }
         Ok(hold)
+    }
+
+    /// As [`hold`](Self::hold), for whoever wants what is left of the point, however little.
+    pub fn hold_to_salvage(&self, point: &Point) -> Result<Hold> {
+        Ok(Hold {
+            _lease: self.reader_lease_if_space(point.id, Roots::of([point]))?,
+        })
     }
 
     /// As [`hold`](Self::hold), but fails where there can be no lease, and looks in any case whether all
@@ -70,11 +81,12 @@ impl Repository {
 
     pub(crate) fn check_all_there(&self, point: &Point, cancel: &Cancel) -> Result<()> {
         let store = self.store();
-        let walk = Walk { store, cancel };
-        walk.point(point).map_err(|error| match error {
-            Error::Missing { .. } => Error::Pruned { point: point.id },
-            error => error,
-        })
+        let walk = Walk {
+            store,
+            cancel,
+            point: point.id,
+        };
+        walk.point(point)
     }
 
     /// [`Error::NoSuchPoint`] when there is no record of the point, forgotten or not. To be asked under the
@@ -94,6 +106,7 @@ impl Repository {
 struct Walk<'a> {
     store: &'a Store,
     cancel: &'a Cancel,
+    point: PointId,
 }
 
 impl Walk<'_> {
@@ -135,11 +148,9 @@ impl Walk<'_> {
 
     fn located(&self, ids: &[RawId]) -> Result<()> {
         let standing = self.store.index.standing(ids)?;
-        match ids.iter().zip(standing).find(|(_, standing)| !standing) {
-            Some((id, _)) => Err(Error::Missing {
-                what: id.to_string(),
-            }),
-            None => Ok(()),
+        match standing.into_iter().all(|standing| standing) {
+            true => Ok(()),
+            false => Err(Error::Pruned { point: self.point }),
         }
     }
 }

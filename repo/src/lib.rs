@@ -59,7 +59,7 @@ mod units;
 
 pub use backup::{Backup, PointDraft, StoredDisk};
 pub use cancel::Cancel;
-pub use check::{Affected, CheckOptions, CheckProgress, CheckReport, ReadData};
+pub use check::{Affected, CheckOptions, CheckProgress, CheckReport, POINT_RECORD, ReadData};
 pub use codec::Codec;
 pub use env::{Clock, Env, Random};
 pub use error::{Error, Result};
@@ -71,7 +71,7 @@ pub use ids::{
 };
 pub use lock::{DomainLock, MaintenanceLock};
 pub use note::{Note, Remark};
-pub use pin::{Pin, PinKind};
+pub use pin::{DamagedPin, Pin, PinKind, Pins};
 pub use point::{
     CaptureMode, Consistency, Disk, DiskStats, Domain, FileRole, Point, SourceKind, StoredFile,
 };

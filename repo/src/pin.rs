@@ -5,6 +5,9 @@
 //!
 //! A pin is durable before its holder looks whether the points are still there; `forget` tells why that
 //! order keeps a pinned point from being lost.
+//!
+//! Of a pin that is damaged nobody knows what it keeps: as long as it lies there, nothing is forgotten or
+//! pruned, and whoever knows better removes it by its name.
 
 use std::io;
 use std::path::{Path, PathBuf};
@@ -12,6 +15,7 @@ use std::sync::Arc;
 
 use serde::{Deserialize, Serialize};
 
+use crate::error::words;
 use crate::file_system::{FileSystem, LocalFileSystem, OpenFile};
 use crate::index::Fault;
 use crate::{Env, Error, PointId, Repository, Result, UnixMillis};
@@ -37,6 +41,26 @@ pub struct Pin {
     /// What whoever set it needs in order to go on after a crash. The engine does not look inside.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub details: Option<serde_json::Value>,
+}
+
+/// The pins there are.
+#[derive(Debug, Default)]
+pub struct Pins {
+    /// Those that can be read, with their names.
+    pub sound: Vec<(String, Pin)>,
+    /// Those that cannot.
+    pub damaged: Vec<DamagedPin>,
+}
+
+/// A pin that cannot be read, so that nobody knows which points it keeps.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct DamagedPin {
+    /// What it is removed by.
+    pub name: String,
+    /// Its file.
+    pub path: PathBuf,
+    /// What is wrong with it.
+    pub why: String,
 }
 
 /// Who keeps pinned points.
@@ -83,7 +107,7 @@ impl Repository {
         }
     }
 
-    /// Removes a pin, durably. One that is not there is gone already.
+    /// Removes a pin, durably, also a damaged one. One that is not there is gone already.
     pub fn remove_pin(&self, name: &str) -> Result<()> {
         self.check_writable()?;
         self.pins.remove(name)
@@ -201,13 +225,21 @@ impl PinStore {
         Ok(())
     }
 
-    /// Every pin with its name. One that cannot be read is an error: to overlook it might cost a
-    /// point.
+    /// Every pin with its name. A damaged one is an error: to overlook it might cost a point.
     pub fn list(&self) -> Result<Vec<(String, Pin)>> {
-        let mut pins = Vec::new();
+        let mut found = self.scan()?;
+        match found.damaged.pop() {
+            Some(DamagedPin { name, path, why }) => Err(Error::DamagedPin { name, path, why }),
+            None => Ok(found.sound),
+        }
+    }
+
+    /// Every pin with its name, and the damaged ones.
+    pub fn scan(&self) -> Result<Pins> {
+        let mut found = Pins::default();
         let paths = match self.files.entries(&self.dir) {
             // A copy of the repository may lack what was empty.
-            Err(error) if error.kind() == io::ErrorKind::NotFound => return Ok(pins),
+            Err(error) if error.kind() == io::ErrorKind::NotFound => return Ok(found),
             paths => paths.map_err(Error::io("list", &self.dir))?,
         };
         for path in paths {
@@ -215,20 +247,25 @@ impl PinStore {
             let Some(name) = name.and_then(valid_name) else {
                 continue;
             };
-            let json = match self.read(&path) {
-                Ok(json) => json,
+            let why = match self.read(&path) {
+                Ok(json) => match serde_json::from_slice(&json) {
+                    Ok(pin) => {
+                        found.sound.push((name, pin));
+                        continue;
+                    }
+                    Err(_) if json.is_empty() => "it is empty".to_owned(),
+                    Err(error) => error.to_string(),
+                },
                 Err(error) if error.kind() == io::ErrorKind::NotFound => continue,
-                Err(error) => return Err(Error::io("read the pin", &path)(error)),
+                Err(error) if error.kind() == io::ErrorKind::PermissionDenied => {
+                    return Err(Error::io("read the pin", &path)(error));
+                }
+                Err(error) => words(&error),
             };
-            let pin = serde_json::from_slice(&json).map_err(|error| Error::Corrupt {
-                what: format!("the pin {}", path.display()),
-                expected: "a pin".to_owned(),
-                found: error.to_string(),
-            })?;
-            pins.push((name, pin));
+            found.damaged.push(DamagedPin { name, path, why });
         }
-        pins.sort_by(|(a, _), (b, _)| a.cmp(b));
-        Ok(pins)
+        found.sound.sort_by(|(a, _), (b, _)| a.cmp(b));
+        Ok(found)
     }
 
     /// Removes a pin, durably. One that is not there is gone already.
@@ -298,8 +335,19 @@ mod tests {
         let pins = PinStore::new(dir.path(), Env::system());
         fs::write(dir.path().join(format!("{}.new", "a".repeat(32))), "{").unwrap();
         assert_eq!(pins.list().unwrap(), []);
-        fs::write(dir.path().join("b".repeat(32)), "{").unwrap();
-        assert!(matches!(pins.list(), Err(Error::Corrupt { .. })));
+        let (broken, name) = (dir.path().join("b".repeat(32)), "b".repeat(32));
+        fs::write(&broken, "{").unwrap();
+        let kept = pins.create(&[], PinKind::User, "audit", None).unwrap();
+        let error = pins.list().unwrap_err();
+        assert!(
+            error.to_string().contains(&format!("unpin {name}")),
+            "{error}"
+        );
+        let found = pins.scan().unwrap();
+        assert_eq!(found.damaged[0].path, broken);
+        assert_eq!(found.sound[0].0, kept);
+        pins.remove(&name).unwrap();
+        assert_eq!(pins.list().unwrap().len(), 1);
     }
 
     #[test]

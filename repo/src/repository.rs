@@ -73,6 +73,7 @@ pub struct Repository {
     /// Neither locks nor leases are taken: nothing can be written here anyway.
     pub(crate) lockless: bool,
     read_only: bool,
+    warnings: Vec<String>,
 }
 
 /// What a repository holds.
@@ -96,6 +97,11 @@ impl Repository {
     /// Where it is.
     pub fn path(&self) -> &Path {
         &self.path
+    }
+
+    /// What whoever edits the settings should hear of: settings that do not exist.
+    pub fn warnings(&self) -> &[String] {
+        &self.warnings
     }
 
     /// Its random name; checkpoints carry the first 8 digits.

@@ -79,7 +79,7 @@ impl Pinned {
 
     /// The recovery of this pin.
     pub(crate) fn of(repo: &Repository, pin: &str) -> Result<Self> {
-        let pins = repo.pins().list()?.into_iter();
+        let pins = repo.pins().scan()?.sound.into_iter();
         let found = pins.filter_map(from_pin).find(|found| found.pin == pin);
         found.with_context(|| format!("there is no recovery {pin}"))
     }
@@ -88,7 +88,8 @@ impl Pinned {
     pub(crate) fn all(repo: &Repository) -> Result<Vec<Self>> {
         let mut all: Vec<Self> = repo
             .pins()
-            .list()?
+            .scan()?
+            .sound
             .into_iter()
             .filter_map(from_pin)
             .collect();
@@ -103,6 +104,10 @@ impl Pinned {
         let names = names.join(", ");
         if let Some(name) = name {
             all.retain(|one| one.recovery.domain == name || one.recovery.uuid == name);
+        }
+        if all.is_empty() {
+            // One that is damaged may be the one that is meant.
+            repo.pins().list()?;
         }
         match (all.len(), name) {
             (1, _) => Ok(all.remove(0)),

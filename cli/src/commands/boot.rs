@@ -162,7 +162,7 @@ fn start(args: &Args, context: &Context, repo: &Repository, began: Instant) -> R
     let text = args.what.as_deref().unwrap_or_default();
     let spec = context.parse_point(text)?;
     let points = context.points(repo)?;
-    let found = context.find_point(&spec, &points)?;
+    let found = context.find_kept(repo, &spec, &points)?;
     if found.disk.is_some() {
         return Err(usage(
             "a guest runs with all its disks: leave the disk out of the POINT",

@@ -7,10 +7,10 @@ use anyhow::Result;
 use serde::Serialize;
 use virtkeep_repo::{ByteLen, CheckOptions, CheckReport, ReadData};
 
-use super::findings::Findings;
+use super::findings::{Findings, records_to_give_up};
 use crate::context::Context;
 use crate::exit::Exit;
-use crate::output::{seconds, size};
+use crate::output::{counted, seconds, size};
 use crate::signals;
 use crate::sizes::parse_bytes;
 
@@ -34,7 +34,6 @@ pub(crate) struct Args {
         long,
         value_name = "SHARE",
         num_args = 0..=1,
-        require_equals = true,
         default_missing_value = "100%",
         value_parser = parse_share
     )]
@@ -67,6 +66,7 @@ struct SummaryLine {
     bytes_read: u64,
     unindexed_bytes: u64,
     wanted: u64,
+    forgotten_damaged: u64,
     damage: usize,
     affected: u64,
     seconds: f64,
@@ -81,6 +81,7 @@ pub(super) fn run(args: &Args, context: &Context) -> Result<Exit> {
     };
     let findings = Findings::new(context, &cancel);
     let report = repo.check(options, &findings, &cancel);
+    let records = findings.records();
     findings.end()?;
     let report = report?;
     let took = started.elapsed().as_secs_f64();
@@ -94,11 +95,12 @@ pub(super) fn run(args: &Args, context: &Context) -> Result<Exit> {
         bytes_read: report.bytes_read,
         unindexed_bytes: report.unindexed_bytes,
         wanted: report.wanted,
+        forgotten_damaged: report.forgotten_damaged,
         damage: report.damage.len(),
         affected: report.affected,
         seconds: (took * 1000.0).round() / 1000.0,
     })?;
-    context.output.text(&text(&report, took))?;
+    context.output.text(&text(&report, records, took))?;
     Ok(if report.is_clean() {
         Exit::Done
     } else {
@@ -106,10 +108,13 @@ pub(super) fn run(args: &Args, context: &Context) -> Result<Exit> {
     })
 }
 
-fn text(report: &CheckReport, took: f64) -> String {
+/// What came out in the end; `records` is how many points lack their own record.
+fn text(report: &CheckReport, records: u64, took: f64) -> String {
     let mut text = format!(
-        "checked {} points with {} disks, and {} packs",
-        report.points, report.disks, report.packs
+        "checked {} with {}, and {}",
+        counted(report.points, "point"),
+        counted(report.disks, "disk"),
+        counted(report.packs, "pack")
     );
     if report.packs_read > 0 {
         let bytes = size(report.bytes_read);
@@ -123,17 +128,29 @@ fn text(report: &CheckReport, took: f64) -> String {
     if report.wanted > 0 {
         let _ = write!(
             text,
-            "\n{} damaged records wait for a backup that meets their content again",
-            report.wanted
+            "\nnoted as lost: {}; the next backup that meets the same content heals what needs it",
+            counted(report.wanted, "damaged record")
         );
     }
+    if report.forgotten_damaged > 0 {
+        let _ = write!(
+            text,
+            "\n{} cannot be brought back, since the record is damaged: `virtkeep prune` removes that; no damage to what is kept",
+            counted(report.forgotten_damaged, "forgotten point")
+        );
+    }
+    let only_pins = report.damage.len() as u64 == report.pins_damaged;
     text.push_str(match (report.is_clean(), report.affected) {
         (true, _) => "\nno damage found",
-        (false, 0) => "\ndamage found; no point is affected",
+        (false, 0) if only_pins => "\ndamage found: every point can be restored",
+        (false, 0) => "\ndamage found; of the points that were checked all can be restored: run `virtkeep repair`",
         (false, _) => {
             "\ndamage found: the parts named above cannot be restored whole; run `virtkeep repair`"
         }
     });
+    if records > 0 {
+        let _ = write!(text, "{}", records_to_give_up(records));
+    }
     text
 }
 

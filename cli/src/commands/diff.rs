@@ -1,12 +1,12 @@
 //! `virtkeep diff`: what changed between two points.
 
-use anyhow::{Result, bail};
+use anyhow::{Context as _, Result, bail};
 use serde::Serialize;
-use virtkeep_repo::{Disk, DiskOffset, Point, Repository};
+use virtkeep_repo::{Cancel, Disk, DiskOffset, Point, Repository};
 
 use crate::context::Context;
 use crate::exit::Exit;
-use crate::output::{Table, shown, size};
+use crate::output::{Table, bytes_range, shown, size};
 
 /// Show how much of each disk differs between two points
 #[derive(clap::Args, Debug)]
@@ -61,9 +61,18 @@ pub(super) fn run(args: &Args, context: &Context) -> Result<Exit> {
         context.parse_point(&args.point)?,
     ];
     let repo = context.open_to_read()?;
-    let points = context.points(&repo)?;
-    let before = context.find_point(&specs[0], &points)?;
-    let after = context.find_point(&specs[1], &points)?;
+    let among = [
+        context.points_named(&repo, &specs[0])?,
+        context.points_named(&repo, &specs[1])?,
+    ];
+    let before = context.find_point(&specs[0], &among[0])?;
+    let after = context.find_point(&specs[1], &among[1])?;
+    // A forgotten point must be all there; a disk reader leases its own part again.
+    let cancel = Cancel::new();
+    let _held = [
+        repo.hold(before.point, &cancel)?,
+        repo.hold(after.point, &cancel)?,
+    ];
     for found in [before, after] {
         context.reporter.note(&context.describe(found.point));
     }
@@ -88,7 +97,9 @@ pub(super) fn run(args: &Args, context: &Context) -> Result<Exit> {
         };
         if let [Some(old), Some(new)] = disks {
             let pair = [(before.point, old), (after.point, new)];
-            line.changed_bytes = Some(compare(&repo, pair, args.ranges, context)?);
+            let changed = compare(&repo, pair, args.ranges, context)
+                .with_context(|| format!("cannot compare {}", shown(target)))?;
+            line.changed_bytes = Some(changed);
         }
         lines.push(line);
     }
@@ -138,8 +149,7 @@ fn compare(
                 start: range.start,
                 end: range.end,
             })?;
-            let len = size(range.end - range.start);
-            let line = format!("{}  {}..{}  {len}", shown(target), range.start, range.end);
+            let line = format!("{}: {}", shown(target), bytes_range(range.start, range.end));
             context.output.text(&line)?;
         }
         Ok(())

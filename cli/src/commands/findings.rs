@@ -2,12 +2,13 @@
 
 use std::fmt::Write as _;
 use std::sync::Mutex;
+use std::sync::atomic::{AtomicU64, Ordering};
 
 use serde::Serialize;
-use virtkeep_repo::{Affected, Cancel, CheckProgress};
+use virtkeep_repo::{Affected, Cancel, CheckProgress, POINT_RECORD};
 
 use crate::context::Context;
-use crate::output::{OutputError, shown};
+use crate::output::{OutputError, bytes_range, counted, shown};
 use crate::progress::CheckBar;
 
 #[derive(Serialize)]
@@ -41,6 +42,8 @@ pub(super) struct Findings<'a> {
     cancel: &'a Cancel,
     /// Standard output may go away.
     failure: Mutex<Option<OutputError>>,
+    /// Points whose own records are damaged or lost.
+    records: AtomicU64,
 }
 
 impl<'a> Findings<'a> {
@@ -51,7 +54,13 @@ impl<'a> Findings<'a> {
             bar: CheckBar::new(&context.reporter),
             cancel,
             failure: Mutex::default(),
+            records: AtomicU64::new(0),
         }
+    }
+
+    /// How many points cannot be restored for want of their own records.
+    pub(super) fn records(&self) -> u64 {
+        self.records.load(Ordering::Relaxed)
     }
 
     /// Whether all of it could be told.
@@ -101,6 +110,9 @@ impl CheckProgress for Findings<'_> {
     fn affected(&self, affected: &Affected) {
         let output = self.context.output;
         let domain = affected.domain.as_ref();
+        if affected.part == POINT_RECORD {
+            self.records.fetch_add(1, Ordering::Relaxed);
+        }
         self.print(|| {
             output.json(&AffectedLine {
                 r#type: "affected",
@@ -116,6 +128,14 @@ impl CheckProgress for Findings<'_> {
     }
 }
 
+/// What to do about points whose records nothing puts back.
+pub(super) fn records_to_give_up(records: u64) -> String {
+    format!(
+        "\n{} without a record that can be read: what repair cannot put back, `virtkeep repair --yes` gives up",
+        counted(records, "point")
+    )
+}
+
 /// Ranges for programs.
 pub(super) fn ranges(ranges: impl Iterator<Item = (u64, u64)>) -> Vec<RangeLine> {
     ranges
@@ -129,8 +149,8 @@ fn describe(affected: &Affected) -> String {
     let mut text = format!("{domain}{}: {}", affected.point, shown(&affected.part));
     const FEW: usize = 5;
     for (n, range) in affected.ranges.iter().take(FEW).enumerate() {
-        let before = if n == 0 { " at" } else { "," };
-        let _ = write!(text, "{before} {:#x}-{:#x}", range.start, range.end);
+        let before = if n == 0 { "" } else { "," };
+        let _ = write!(text, "{before} {}", bytes_range(range.start, range.end));
     }
     if affected.ranges.len() > FEW {
         let _ = write!(text, " and {} more", affected.ranges.len() - FEW);

@@ -11,7 +11,7 @@ use super::tested::BootTest;
 use crate::context::Context;
 use crate::exit::Exit;
 use crate::output::{Table, shown, size};
-use crate::point_spec::{points_of, times};
+use crate::point_spec::{PointError, points_of, times};
 
 /// List the points there are, oldest first
 #[derive(clap::Args, Debug)]
@@ -44,6 +44,12 @@ pub(super) fn run(args: &Args, context: &Context) -> Result<Exit> {
     let repo = context.open_to_read()?;
     let (points, damaged) = if args.forgotten {
         let forgotten = repo.forgotten()?;
+        for (id, error) in &forgotten.damaged {
+            context.reporter.note(&format!(
+                "warning: the record of the forgotten point {id} is damaged, and it cannot be brought back; `virtkeep prune` removes it: {}",
+                error.reason()
+            ));
+        }
         (forgotten.points, forgotten.damaged)
     } else {
         (context.points(&repo)?, repo.damaged_points()?)
@@ -56,6 +62,14 @@ pub(super) fn run(args: &Args, context: &Context) -> Result<Exit> {
         })?;
     }
     let wanted: Vec<&Point> = match &args.domain {
+        // None of it need be forgotten.
+        Some(domain) if args.forgotten => match points_of(domain, &points) {
+            Err(PointError::NotFound(_)) => {
+                points_of(domain, &context.points(&repo)?)?;
+                Vec::new()
+            }
+            wanted => wanted?,
+        },
         Some(domain) => points_of(domain, &points)?,
         None => points.iter().collect(),
     };

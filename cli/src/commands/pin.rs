@@ -34,9 +34,11 @@ pub(crate) struct PinArgs {
 Example:
   virtkeep unpin web1@2026-11-22T22:11
 
-The point stays until it is forgotten.")]
+The point stays until it is forgotten. A damaged pin, of which nobody knows what
+it keeps, is removed by the name of its file, which `virtkeep check` tells.")]
 pub(crate) struct UnpinArgs {
-    /// The point: DOMAIN@WHEN, or a point id
+    /// The point: DOMAIN@WHEN, or a point id; or a pin, by the name of its file
+    #[arg(value_name = "POINT")]
     point: String,
 
     /// Also remove the pins of what runs from the point
@@ -52,17 +54,18 @@ struct PinnedLine<'a> {
     reason: &'a str,
 }
 
+/// Of a pin that is removed by its name, the points are not told: nobody may know them.
 #[derive(Serialize)]
 struct UnpinnedLine<'a> {
     r#type: &'static str,
-    point: String,
-    domain: &'a str,
+    point: Option<String>,
+    domain: Option<&'a str>,
     pins: usize,
 }
 
 fn parse_reason(text: &str) -> Result<String, String> {
     match text.chars().count() {
-        0 => Err("a reason cannot be empty".to_owned()),
+        _ if text.trim().is_empty() => Err("a reason cannot be empty".to_owned()),
         count if count <= REASON_CHARS_MAX => Ok(text.to_owned()),
         _ => Err(format!(
             "a reason has at most {REASON_CHARS_MAX} characters"
@@ -74,7 +77,7 @@ pub(super) fn pin(args: &PinArgs, context: &Context) -> Result<Exit> {
     let spec = context.parse_point(&args.point)?;
     let repo = context.open()?;
     let points = context.points(&repo)?;
-    let found = context.find_point(&spec, &points)?;
+    let found = context.find_kept(&repo, &spec, &points)?;
     if found.disk.is_some() {
         return Err(usage("a whole point is pinned: leave the disk out"));
     }
@@ -92,11 +95,20 @@ pub(super) fn pin(args: &PinArgs, context: &Context) -> Result<Exit> {
 }
 
 pub(super) fn unpin(args: &UnpinArgs, context: &Context) -> Result<Exit> {
+    if is_pin_name(&args.point) {
+        return unpin_by_name(args, context);
+    }
     let spec = context.parse_point(&args.point)?;
     let repo = context.open()?;
     let points = context.points_named(&repo, &spec)?;
-    let point = context.find_point(&spec, &points)?.point;
-    let mut pins = repo.pins().list()?;
+    let found = context.find_point(&spec, &points)?;
+    if found.disk.is_some() {
+        return Err(usage("a whole point is unpinned: leave the disk out"));
+    }
+    let point = found.point;
+    let found = repo.pins().scan()?;
+    context.warn_of_pins(&found.damaged);
+    let mut pins = found.sound;
     pins.retain(|(_, pin)| pin.points.contains(&point.id));
     let (remove, stay): (Vec<_>, Vec<_>) = pins
         .into_iter()
@@ -114,8 +126,8 @@ pub(super) fn unpin(args: &UnpinArgs, context: &Context) -> Result<Exit> {
     }
     context.output.json(&UnpinnedLine {
         r#type: "unpinned",
-        point: point.id.to_string(),
-        domain: &point.domain.name,
+        point: Some(point.id.to_string()),
+        domain: Some(&point.domain.name),
         pins: remove.len(),
     })?;
     context.output.text(&if remove.is_empty() {
@@ -123,5 +135,37 @@ pub(super) fn unpin(args: &UnpinArgs, context: &Context) -> Result<Exit> {
     } else {
         format!("Unpinned {what}.")
     })?;
+    Ok(Exit::Done)
+}
+
+/// Names of pins are 32 hexadecimal digits; no id of a point is.
+fn is_pin_name(text: &str) -> bool {
+    text.len() == 32 && text.bytes().all(|b| b.is_ascii_hexdigit())
+}
+
+fn unpin_by_name(args: &UnpinArgs, context: &Context) -> Result<Exit> {
+    let repo = context.open()?;
+    let name = args.point.to_ascii_lowercase();
+    let found = repo.pins().scan()?;
+    let damaged = found.damaged.iter().any(|pin| pin.name == name);
+    match found.sound.into_iter().find(|(known, _)| *known == name) {
+        None if !damaged => bail!("there is no pin {name}: `virtkeep check` tells of damaged ones"),
+        Some((_, pin)) if pin.kind == PinKind::InUse && !args.all => bail!(
+            "the pin {name} is in use ({}): if that is over, use `virtkeep unpin {name} --all`",
+            shown(&pin.reason)
+        ),
+        _ => repo.remove_pin(&name)?,
+    }
+    context.output.json(&UnpinnedLine {
+        r#type: "unpinned",
+        point: None,
+        domain: None,
+        pins: 1,
+    })?;
+    let what = if damaged { "damaged pin" } else { "pin" };
+    let hint = "`virtkeep list` shows which points are pinned now";
+    context
+        .output
+        .text(&format!("Removed the {what} {name}; {hint}."))?;
     Ok(Exit::Done)
 }

@@ -10,7 +10,7 @@ use virtkeep_repo::{PruneOptions, PruneReport};
 
 use crate::context::Context;
 use crate::exit::Exit;
-use crate::output::{seconds, shown, size};
+use crate::output::{counted, seconds, shown, size};
 use crate::progress::PruneBar;
 use crate::signals;
 
@@ -33,11 +33,11 @@ pub(crate) struct Args {
     dry_run: bool,
 
     /// Share of the packs that may be left unused instead of being copied together
-    #[arg(long, value_name = "PERCENT", default_value = "5%", value_parser = percent)]
+    #[arg(long, value_name = "PERCENT", default_value = "5%", allow_hyphen_values = true, value_parser = percent)]
     max_unused: f64,
 
     /// How long what interrupted backups stored is kept for the next try
-    #[arg(long, value_name = "TIME", default_value = "7d", value_parser = time)]
+    #[arg(long, value_name = "TIME", default_value = "7d", allow_hyphen_values = true, value_parser = time)]
     keep_unfinished: Duration,
 
     /// Leave nothing that no point needs, whatever else is asked for: wait for running backups,
@@ -67,7 +67,7 @@ fn percent(text: &str) -> Result<f64, String> {
 }
 
 fn time(text: &str) -> Result<Duration, String> {
-    let wrong = || "a time such as 7d, 12h or 0 is needed".to_owned();
+    let wrong = || "a time in weeks, days or hours is needed, such as 2w, 7d, 12h or 0".to_owned();
     if text == "0" {
         return Ok(Duration::ZERO);
     }
@@ -113,13 +113,24 @@ pub(super) fn run(args: &Args, context: &Context) -> Result<Exit> {
         ..PruneOptions::default()
     };
     let cancel = signals::cancel_in_order("ending the prune; the next one goes on")?;
+    let repo = if args.dry_run {
+        context.open_to_read()?
+    } else {
+        let repo = context.open()?;
+        repo.check_may_remove()?;
+        repo
+    };
+    for (id, _) in repo.forgotten()?.damaged {
+        context.reporter.note(&format!(
+            "note: the record of the forgotten point {id} is damaged: it can only be removed"
+        ));
+    }
     let report = {
         let bar = PruneBar::new(&context.reporter);
         if args.dry_run {
-            let repo = context.open_to_read()?;
             repo.prune_dry_run(options, &bar, &cancel)?
         } else {
-            context.open()?.prune(options, &bar, &cancel)?
+            repo.prune(options, &bar, &cancel)?
         }
     };
     let took = started.elapsed().as_secs_f64();
@@ -160,33 +171,35 @@ fn text(report: &PruneReport, dry_run: bool, took: f64) -> String {
     for damage in &report.damage {
         let _ = writeln!(text, "left alone: {}", shown(damage));
     }
-    let (freed, removed, gone) = if dry_run {
-        ("would free", "to delete", "would be gone for good")
+    let (freed, removed, copied, gone) = if dry_run {
+        ("would free", "to delete", "to copy", "to be gone for good")
     } else {
-        ("freed", "deleted", "are gone for good")
+        ("freed", "deleted", "copied", "gone for good")
     };
     let mut line = |what: &str, bytes: u64, packs: Option<u64>| {
         if bytes > 0 || packs.is_some_and(|packs| packs > 0) {
-            let packs = packs.map_or_else(String::new, |packs| format!(" in {packs} packs"));
+            let packs = packs.map_or_else(String::new, |packs| {
+                format!(" in {}", counted(packs, "pack"))
+            });
             let _ = writeln!(text, "{what:<12} {:>10}{packs}", size(bytes));
         }
     };
     line(removed, report.bytes_removed, Some(report.packs_removed));
     let rewritten = Some(report.packs_rewritten);
-    line("copied", report.bytes_rewritten, rewritten);
+    line(copied, report.bytes_rewritten, rewritten);
     line("waiting", report.bytes_waiting, Some(report.packs_waiting));
     line("unfinished", report.bytes_unfinished, None);
     line("left unused", report.bytes_unused, None);
     let _ = write!(
         text,
-        "{freed} {}; {} points kept, in {}",
+        "{freed} {}; {} kept, in {}",
         size(report.bytes_freed()),
-        report.points,
+        counted(report.points, "point"),
         seconds(took)
     );
     if report.forgotten_removed > 0 {
-        let count = report.forgotten_removed;
-        let _ = write!(text, "\n{count} forgotten points {gone}");
+        let points = counted(report.forgotten_removed, "forgotten point");
+        let _ = write!(text, "\n{gone}: {points}");
     }
     if report.packs_waiting > 0 && !dry_run {
         text.push_str(

@@ -9,10 +9,10 @@ use virtkeep_repo::{
     Cancel, Env, Error, OpenOptions, RebuildReport, RepairOptions, RepairReport, Repository,
 };
 
-use super::findings::Findings;
+use super::findings::{Findings, records_to_give_up};
 use crate::context::Context;
 use crate::exit::Exit;
-use crate::output::{seconds, shown};
+use crate::output::{counted, seconds, shown};
 use crate::progress::CheckBar;
 use crate::signals;
 
@@ -68,6 +68,7 @@ struct SummaryLine {
     records_found: u64,
     points_healed: Vec<String>,
     points_set_aside: Vec<String>,
+    points_given_up: Vec<String>,
     wanted: u64,
     affected: u64,
     seconds: f64,
@@ -83,6 +84,7 @@ pub(super) fn run(args: &Args, context: &Context) -> Result<Exit> {
     };
     let findings = Findings::new(context, &cancel);
     let report = repo.repair(options, &findings, &cancel);
+    let records = findings.records();
     findings.end()?;
     let report = report?;
     let took = started.elapsed().as_secs_f64();
@@ -102,11 +104,12 @@ pub(super) fn run(args: &Args, context: &Context) -> Result<Exit> {
         records_found: report.records_found,
         points_healed: names(&report.points_healed),
         points_set_aside: names(&report.points_set_aside),
+        points_given_up: names(&report.points_given_up),
         wanted: report.found.wanted,
         affected: report.found.affected,
         seconds: (took * 1000.0).round() / 1000.0,
     })?;
-    context.output.text(&text(&report, args, took))?;
+    context.output.text(&text(&report, args, records, took))?;
     Ok(if report.is_whole() {
         Exit::Done
     } else {
@@ -154,13 +157,16 @@ fn tell_rebuilt(report: &RebuildReport, context: &Context) -> Result<()> {
             .text(&format!("not all could be read: {}", shown(message)))?;
     }
     context.output.text(&format!(
-        "built the index anew: {} points, {} records in {} packs",
-        report.points, report.records, report.packs
+        "built the index anew: {}, {} in {}",
+        counted(report.points, "point"),
+        counted(report.records, "record"),
+        counted(report.packs, "pack")
     ))?;
     Ok(())
 }
 
-fn text(report: &RepairReport, args: &Args, took: f64) -> String {
+/// What came out in the end; `records` is how many points lack their own record.
+fn text(report: &RepairReport, args: &Args, records: u64, took: f64) -> String {
     let mut text = String::new();
     for id in &report.points_healed {
         let _ = writeln!(text, "the record of point {id} was put back from the index");
@@ -171,50 +177,68 @@ fn text(report: &RepairReport, args: &Args, took: f64) -> String {
             "the record of point {id} was set aside as forgotten; prune will remove it"
         );
     }
+    for id in &report.points_given_up {
+        let _ = writeln!(
+            text,
+            "the point {id} is given up: its record is lost, and the copy in the index is damaged"
+        );
+    }
     if report.records_found > 0 {
         let _ = writeln!(
             text,
-            "{} damaged records were found whole in another pack",
-            report.records_found
+            "found whole in another pack: {}",
+            counted(report.records_found, "damaged record")
         );
     }
     if report.records_salvaged > 0 {
         let _ = writeln!(
             text,
-            "{} good records were copied out of damaged packs",
-            report.records_salvaged
+            "copied out of damaged packs: {}",
+            counted(report.records_salvaged, "good record")
         );
     }
     let kept = report.packs_damaged - report.packs_removed.min(report.packs_damaged);
     if report.packs_removed > 0 {
-        let _ = writeln!(text, "{} damaged packs are gone", report.packs_removed);
+        let _ = writeln!(
+            text,
+            "now gone: {}",
+            counted(report.packs_removed, "damaged pack")
+        );
     }
     if kept > 0 && !args.dry_run {
         let _ = writeln!(
             text,
-            "{kept} damaged packs are kept out of use: `virtkeep repair --yes` removes them"
+            "kept, but out of use: {}; `virtkeep repair --yes` removes what nothing good is left in",
+            counted(kept, "damaged pack")
         );
     }
     if report.found.wanted > 0 {
         let _ = writeln!(
             text,
-            "{} damaged records wait for a backup that meets their content again",
-            report.found.wanted
+            "noted as lost: {}; the next backup that meets the same content heals what needs it",
+            counted(report.found.wanted, "damaged record")
         );
     }
     let _ = write!(
         text,
-        "read {} points and {} packs, in {}",
-        report.found.points,
-        report.found.packs,
+        "read {} and {}, in {}",
+        counted(report.found.points, "point"),
+        counted(report.found.packs, "pack"),
         seconds(took)
     );
-    text.push_str(match (report.is_whole(), args.dry_run) {
+    text.push_str(match (report.found.affected == 0, args.dry_run) {
         (true, _) => "\nevery point can be restored",
         (false, true) => "\nthe parts named above cannot be restored whole",
         (false, false) => {
-            "\nthe parts named above are not healed yet: back the machines up, then run `virtkeep check`"
+            "\nthe parts named above are not healed yet: back the machines up, then run `virtkeep check`. \
+             What no backup heals can be salvaged, or given up with `virtkeep forget`"
         }
     });
+    if report.found.pins_damaged > 0 {
+        text.push_str("\nnothing can be forgotten or pruned until the pins named above can be read, or are gone");
+    }
+    if records > 0 {
+        text.push_str(&records_to_give_up(records));
+    }
     text
 }

@@ -5,13 +5,14 @@ use std::path::{Path, PathBuf};
 use std::time::Instant;
 
 use anyhow::{Context as _, Result, bail};
+use clap::builder::NonEmptyStringValueParser;
 use serde::Serialize;
 use virtkeep_repo::{Cancel, Disk, DiskReader, FileRole, Loss, Point, Repository};
 
 use crate::context::Context;
 use crate::define::{As, Defined, Definer};
 use crate::exit::{Exit, usage};
-use crate::output::{seconds, shown, size};
+use crate::output::{bytes_range, seconds, shown, size};
 use crate::point_spec::{PointError, no_such_disk};
 use crate::restore::directory::{DirectoryRestore, Format, Restored};
 use crate::restore::onto::{self, Target};
@@ -55,7 +56,7 @@ pub(crate) struct Args {
     to: Option<PathBuf>,
 
     /// Overwrite this block device or NBD export with one disk
-    #[arg(long, value_name = "DEVICE|NBD-URI", group = "target")]
+    #[arg(long, value_name = "DEVICE|NBD-URI", group = "target", value_parser = NonEmptyStringValueParser::new())]
     onto: Option<String>,
 
     /// Only this disk; may be given several times [default: all]
@@ -76,7 +77,7 @@ pub(crate) struct Args {
     salvage: bool,
 
     /// Overwrite the device or export without asking
-    #[arg(long, requires = "onto")]
+    #[arg(long, requires = "onto", conflicts_with = "to")]
     yes: bool,
 
     /// Define a libvirt domain on the restored disks
@@ -88,7 +89,7 @@ pub(crate) struct Args {
     as_original: bool,
 
     /// Define it as a clone of this name
-    #[arg(long, requires = "define", group = "identity", value_parser = clap::builder::NonEmptyStringValueParser::new())]
+    #[arg(long, requires = "define", group = "identity", value_parser = NonEmptyStringValueParser::new())]
     name: Option<String>,
 
     /// Leave the network links of the clone up
@@ -172,7 +173,11 @@ pub(super) fn run(args: &Args, context: &Context) -> Result<Exit> {
     let found = context.find_point(&spec, &points)?;
     let disks = choose_disks(args, found.point, found.disk)?;
     // All that is read one after the other stays until the end, also where the point is forgotten.
-    let _hold = repo.hold(found.point, &Cancel::new())?;
+    let _hold = if args.salvage {
+        repo.hold_to_salvage(found.point)?
+    } else {
+        repo.hold(found.point, &Cancel::new())?
+    };
     let restore = Restore {
         args,
         context,
@@ -300,10 +305,8 @@ impl Restore<'_> {
     fn tell_losses(&self, target: &str, losses: &[Loss]) {
         for Loss { range, why } in losses {
             self.context.reporter.note(&format!(
-                "{target}: bytes {} to {} ({}) are lost, and zero now: {why}",
-                range.start,
-                range.end,
-                size(range.end - range.start)
+                "{target}: {} are lost, and zero now: {why}",
+                bytes_range(range.start, range.end)
             ));
         }
     }
@@ -369,7 +372,6 @@ impl Restore<'_> {
         let definer = self.definer()?;
         self.announce();
         let cancel = signals::cancel_in_order(CLEANING)?;
-        let _hold = self.repo.hold(self.point, &cancel)?;
         let restored = DirectoryRestore {
             repo: self.repo,
             point: self.point,

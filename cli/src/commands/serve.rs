@@ -78,7 +78,7 @@ pub(super) fn run(args: &Args, context: &Context) -> Result<Exit> {
     let repo = context.open_to_read()?;
     let points = context.points(&repo)?;
     for spec in &specs {
-        context.find_point(spec, &points)?;
+        context.find_kept(&repo, spec, &points)?;
     }
     drop(points);
     let short_id = repo.id().to_string()[..8].to_owned();

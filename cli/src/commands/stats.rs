@@ -5,7 +5,7 @@ use serde::Serialize;
 
 use crate::context::Context;
 use crate::exit::Exit;
-use crate::output::size;
+use crate::output::{counted, size};
 
 /// Show what the repository holds, and what that takes up
 #[derive(clap::Args, Debug)]
@@ -49,9 +49,9 @@ pub(super) fn run(_: &Args, context: &Context) -> Result<Exit> {
             size(data_bytes)
         ),
         format!(
-            "packs    {} in {} files",
+            "packs    {} in {}",
             size(stats.pack_bytes),
-            stats.packs
+            counted(stats.packs, "file")
         ),
         format!("index    {}", size(stats.index_bytes)),
     ];

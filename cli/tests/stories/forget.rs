@@ -234,7 +234,7 @@ fn a_pinned_point_stays_until_it_is_unpinned() {
     assert!(world.ok(&["unpin", &old]).stdout.contains("was not pinned"));
     world.ok(&["forget", "--keep-last", "1"]);
     assert_eq!(listed(&world), [new]);
-    world.run(&["pin", &old]).refused(1, "no restore point");
+    world.run(&["pin", &old]).refused(1, "is forgotten");
     world
         .run(&["pin", "web1/vda@latest"])
         .refused(2, "leave the disk out");

@@ -17,4 +17,5 @@ mod repair;
 mod salvage;
 mod serve;
 mod stream;
+mod way_out;
 mod world;

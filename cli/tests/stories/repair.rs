@@ -11,11 +11,11 @@ fn a_repository_without_its_index_says_what_to_do_and_that_helps() {
     world.add(TestDomain::web1(&vda));
     let before = world.ok(&["list"]).stdout;
     fs::remove_file(world.path("repo/index.redb")).unwrap();
-    world.run(&["list"]).refused(1, "virtkeep repair");
+    world.run(&["list"]).refused(4, "virtkeep repair");
 
     let ran = world.ok(&["repair"]);
     assert!(
-        ran.stdout.contains("built the index anew: 1 points"),
+        ran.stdout.contains("built the index anew: 1 point,"),
         "{ran:#?}"
     );
     assert_eq!(world.ok(&["list"]).stdout, before);
@@ -54,8 +54,8 @@ fn damage_is_taken_out_of_use_and_healed_by_the_next_backup() {
     for line in [
         "damage: pack ",
         "web1 p",
-        "1 damaged packs are kept out of use",
-        "1 damaged records wait for a backup",
+        "kept, but out of use: 1 damaged pack;",
+        "noted as lost: 1 damaged record;",
     ] {
         assert!(ran.stdout.contains(line), "{line}: {ran:#?}");
     }

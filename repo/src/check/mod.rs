@@ -54,12 +54,20 @@ pub struct CheckReport {
     pub unindexed_bytes: u64,
     /// Ids that were found damaged by `repair` and have not been stored anew since.
     pub wanted: u64,
-    /// What is wrong with packs and index: a few lines per pack at most.
+    /// Forgotten points whose records are damaged, so that they cannot be brought back: no damage to
+    /// what is to be kept.
+    pub forgotten_damaged: u64,
+    /// What is wrong with packs, index and pins, and which records are lost: a few lines per pack at most.
     pub damage: Vec<String>,
+    /// How many of those lines are about pins.
+    pub pins_damaged: u64,
     /// How many parts of points cannot be restored whole; each was told to
     /// [`CheckProgress::affected`].
     pub affected: u64,
 }
+
+/// The part of a point of which nothing else is known: its record cannot be read.
+pub const POINT_RECORD: &str = "point record";
 
 /// A disk or file of a point that cannot be restored whole.
 #[derive(Clone, Debug, PartialEq, Eq)]
@@ -68,7 +76,7 @@ pub struct Affected {
     pub point: PointId,
     /// Its domain; none when the record of the point itself is damaged.
     pub domain: Option<Domain>,
-    /// The target of the disk, or the name of the file.
+    /// The target of the disk, or the name of the file; or [`POINT_RECORD`].
     pub part: String,
     /// The bytes of the disk that are lost, in order; empty where it is all of it, or a file. A disk
     /// with very many ranges comes in several parts.
@@ -115,9 +123,13 @@ impl Repository {
         let mut report = packs.report;
         let lost = self.lost_records()?.into_iter();
         report.damage.extend(lost.map(|(id, _)| {
-            format!("the record of point {id} is lost, though nobody has forgotten it")
+            format!(
+                "the record of point {id} is lost, though nobody has forgotten it: `virtkeep repair` puts it back, or tells if it cannot"
+            )
         }));
+        self.check_pins(&mut report)?;
         report.damage.iter().for_each(|what| progress.damage(what));
+        report.forgotten_damaged = self.forgotten()?.damaged.len() as u64;
         self.check_points(
             &points,
             &packs.health,
@@ -128,6 +140,21 @@ impl Repository {
         )?;
         report.wanted = self.wanted()?;
         Ok(report)
+    }
+
+    /// Adds what is wrong with pins.
+    pub(crate) fn check_pins(&self, report: &mut CheckReport) -> Result<()> {
+        let damaged = self.pins.scan()?.damaged;
+        report.pins_damaged = damaged.len() as u64;
+        report.damage.extend(damaged.into_iter().map(|pin| {
+            format!(
+                "the pin {} cannot be read ({}): put a copy of it back, or pin the points that must stay, then `virtkeep unpin {}`; until then nothing can be forgotten or pruned",
+                pin.path.display(),
+                pin.why,
+                pin.name
+            )
+        }));
+        Ok(())
     }
 
     /// How many ids that `repair` found damaged have not been stored anew since.
@@ -161,12 +188,12 @@ impl Repository {
                 }
                 // Forgotten meanwhile.
                 Err(Error::NoSuchPoint { .. }) => {}
-                Err(error @ (Error::Corrupt { .. } | Error::Io { .. })) => {
+                Err(error) if error.is_damage() => {
                     report.affected += 1;
                     progress.affected(&Affected {
                         point: *id,
                         domain: None,
-                        part: "point record".to_owned(),
+                        part: POINT_RECORD.to_owned(),
                         ranges: Vec::new(),
                         why: reason(&error),
                     });

@@ -169,7 +169,7 @@ impl Look<'_> {
                 self.damaged(id, format!("pack {id} is missing"), Vec::new())?;
                 return Ok(0);
             }
-            Err(error @ Error::Io { .. }) => {
+            Err(error) if error.is_damage() => {
                 self.damaged(id, reason(&error), Vec::new())?;
                 return Ok(0);
             }
@@ -191,12 +191,12 @@ impl Look<'_> {
                 };
                 self.confirmed.fetch_add(confirmed, Ordering::Relaxed);
             }
-            // A medium that cannot be read any more is damage like any other.
-            Err(error @ (Error::Corrupt { .. } | Error::Io { .. })) => {
-                self.damaged(id, reason(&error), good_records(self.store, id)?)?;
-            }
             Err(Error::Missing { .. }) => {
                 self.damaged(id, format!("pack {id} is missing"), Vec::new())?;
+            }
+            // A medium that cannot be read any more is damage like any other.
+            Err(error) if error.is_damage() => {
+                self.damaged(id, reason(&error), good_records(self.store, id)?)?;
             }
             Err(error) => return Err(error),
         }
@@ -273,7 +273,7 @@ impl Look<'_> {
         let (mut confirmed, start) = (0, self.store.index.read(|view| view.changes())?);
         for row in self.store.index.packs()? {
             let pack = match read_table(&*self.store.storage, row.id, &self.store.keys) {
-                Err(Error::Corrupt { .. } | Error::Missing { .. } | Error::Io { .. }) => continue,
+                Err(error) if error.is_damage() => continue,
                 pack => pack?,
             };
             confirmed += self.found_by_index(&pack)?;
@@ -351,18 +351,7 @@ pub(crate) fn records_of(store: &Store, id: PackId) -> Result<Records> {
     }
 }
 
-/// What a damage consists of, without the advice to run the check that found it.
+/// What a damage consists of.
 pub(crate) fn reason(error: &Error) -> String {
-    match error {
-        Error::Corrupt {
-            what,
-            expected,
-            found,
-        } => {
-            format!("damage in {what}: {found}, expected {expected}")
-        }
-        Error::Missing { what } => format!("{what} is lost"),
-        Error::Io { source, .. } => format!("{error}: {source}"),
-        other => other.to_string(),
-    }
+    error.reason()
 }

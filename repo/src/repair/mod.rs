@@ -21,7 +21,7 @@ use crate::check::packs::records_of;
 use crate::check::{Health, PackHealth, packs};
 use crate::lease::Roots;
 use crate::repository::rebuild::salvage as salvage_without_table;
-use crate::storage::ObjectName;
+use crate::storage::{Folder, ObjectName};
 use crate::{
     Affected, Cancel, CheckProgress, CheckReport, Error, MaintenanceLock, PackId, PointId,
     ReadData, Repository, Result,
@@ -59,12 +59,14 @@ pub struct RepairReport {
     pub points_healed: Vec<PointId>,
     /// Points whose damaged record was set aside.
     pub points_set_aside: Vec<PointId>,
+    /// Points whose record was lost, and whose copy in the index is damaged.
+    pub points_given_up: Vec<PointId>,
 }
 
 impl RepairReport {
-    /// Whether everything can be restored now.
+    /// Whether everything can be restored now, and every pin be read.
     pub fn is_whole(&self) -> bool {
-        self.found.affected == 0
+        self.found.affected == 0 && self.found.pins_damaged == 0
     }
 }
 
@@ -84,8 +86,10 @@ impl Repository {
             let packs = packs::check(self, ReadData::ALL, progress, cancel)?;
             report.packs_damaged = damaged(&packs.health).len() as u64;
             report.found = packs.report;
+            self.check_pins(&mut report.found)?;
             tell_damage(&report.found, progress);
             let found = &mut report.found;
+            self.tell_lost_records(found, progress)?;
             let mut nothing = |_| Ok(());
             self.check_points(
                 &points,
@@ -111,7 +115,9 @@ impl Repository {
         self.heal_records(options, &mut report)?;
         let points = self.points_in_order()?;
         report.found = packs.report;
+        self.check_pins(&mut report.found)?;
         tell_damage(&report.found, progress);
+        self.tell_lost_records(&mut report.found, progress)?;
         let damaged = damaged(&packs.health);
         report.packs_damaged = (damaged.len() + worthless.len()) as u64;
 
@@ -183,15 +189,21 @@ impl Repository {
         Ok(worthless)
     }
 
-    /// Where not one record can be verified, the key is wrong rather than every pack.
+    /// Where not one record can be verified, the key is wrong rather than every pack; and where there is
+    /// no pack, something else than the disk beneath them was mounted.
     fn refuse_wrong_key(&self, health: &Health) -> Result<()> {
-        if !health.is_empty() && health.values().all(PackHealth::is_worthless) {
-            return Err(Error::NothingVerifies {
-                path: self.path().to_owned(),
-                packs: health.len() as u64,
-            });
+        if health.is_empty() || !health.values().all(PackHealth::is_worthless) {
+            return Ok(());
         }
-        Ok(())
+        let packs = health.len() as u64;
+        if self.store().storage.list(Folder::Packs)?.is_empty() {
+            let path = self.path().join("packs");
+            return Err(Error::PacksGone { path, packs });
+        }
+        Err(Error::NothingVerifies {
+            path: self.path().join("packs"),
+            packs,
+        })
     }
 }
 

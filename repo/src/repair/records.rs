@@ -4,12 +4,13 @@
 //! original, and is put back under the index lock. A crash half-way leaves a lost record, which the
 //! next repair puts back; prune removes nothing until then.
 
-use std::collections::HashMap;
+use std::collections::{HashMap, HashSet};
 
 use super::{RepairOptions, RepairReport};
+use crate::check::POINT_RECORD;
 use crate::format::point;
 use crate::storage::{Folder, ObjectName};
-use crate::{Error, PointId, Repository, Result};
+use crate::{Affected, CheckProgress, CheckReport, Error, PointId, Repository, Result};
 
 impl Repository {
     /// Mends what it can, sets the rest aside on request, and leaves it otherwise: the walk over the
@@ -52,10 +53,31 @@ impl Repository {
             if !self.is_record(id, &record) {
                 if options.remove {
                     self.store().index.remove_point(id)?;
+                    report.points_given_up.push(id);
                 }
             } else if self.put_back(id, &record)? {
                 report.points_healed.push(id);
             }
+        }
+        Ok(())
+    }
+
+    /// Tells of the points whose records are lost.
+    pub(super) fn tell_lost_records(
+        &self,
+        report: &mut CheckReport,
+        progress: &dyn CheckProgress,
+    ) -> Result<()> {
+        for (id, record) in self.lost_records()? {
+            let point = point::decode(&record, id, &self.store().keys).ok();
+            report.affected += 1;
+            progress.affected(&Affected {
+                point: id,
+                domain: point.map(|point| point.domain),
+                part: POINT_RECORD.to_owned(),
+                ranges: Vec::new(),
+                why: "it is lost, though nobody has forgotten the point".to_owned(),
+            });
         }
         Ok(())
     }
@@ -68,6 +90,17 @@ impl Repository {
             }),
             None => Ok(()),
         }
+    }
+
+    /// The points whose records are lost, though nobody has forgotten them.
+    pub fn lost_points(&self) -> Result<Vec<PointId>> {
+        let there: HashSet<PointId> = self.point_ids()?.into_iter().collect();
+        let cached = self.store().index.points()?;
+        if cached.iter().all(|(id, _)| there.contains(id)) {
+            return Ok(Vec::new());
+        }
+        let lost = self.lost_records()?.into_iter();
+        Ok(lost.map(|(id, _)| id).collect())
     }
 
     /// The points that the index remembers, and that have neither a record nor were forgotten; with what

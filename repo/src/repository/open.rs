@@ -7,7 +7,7 @@ use std::sync::Arc;
 
 use super::{InitOptions, OpenOptions, Repository};
 use crate::cache::Cache;
-use crate::config::{CONFIG_BYTES_MAX, Config};
+use crate::config::{self, CONFIG_BYTES_MAX, Config};
 use crate::file_system::kind;
 use crate::format::geometry::{ChunkSize, FanOut};
 use crate::format::pack::PACK_BYTES_TARGET;
@@ -22,8 +22,11 @@ use crate::storage::{Folder, LocalStorage, ObjectName, Storage};
 use crate::store::Store;
 use crate::{Env, Error, RepoId, Result};
 
-/// The folders of a repository.
+/// The folders of a new repository.
 const FOLDERS: [&str; 5] = ["packs", "points", "leases", "pins", "locks"];
+/// Those that a copy of a repository may lack, since they are empty most of the time, or of use to
+/// running commands only.
+const FOLDERS_TO_REPLACE: [&str; 3] = ["leases", "pins", "locks"];
 /// The settings: a directory with this file is a repository.
 const CONFIG: &str = "config.toml";
 /// The index file.
@@ -49,14 +52,14 @@ impl Repository {
     pub fn init(path: &Path, options: &InitOptions, env: Env) -> Result<Self> {
         let config = new_config(path, options, &env)?;
         if path.join(CONFIG).exists() {
-            let why = "it is a repository".to_owned();
+            let why = "it is a repository. Use it as it is, or choose a new directory".to_owned();
             return Err(Error::AlreadyExists {
                 path: path.to_owned(),
                 why,
             });
         }
-        refuse_foreign_content(path)?;
         refuse_old_content(&LocalStorage::new(path), path)?;
+        refuse_foreign_content(path)?;
         let absolute = std::path::absolute(path).map_err(Error::io("find", path))?;
         let missing = missing_directories(&absolute);
         let existing = missing
@@ -125,13 +128,17 @@ impl Repository {
         if !options.unsafe_network_fs {
             kind::refuse_network(path)?;
         }
-        Self::assemble_on(Parts::of(path, &env), options, env)
+        let repo = Self::assemble_on(Parts::of(path, &env), options, env)?;
+        if !repo.lockless {
+            replace_folders(path, options.read_only)?;
+        }
+        Ok(repo)
     }
 
     /// As [`assemble`](Self::assemble).
     pub(super) fn assemble_on(parts: Parts, options: &OpenOptions, env: Env) -> Result<Self> {
         let path = &parts.directory;
-        let config = read_config(path, &*parts.storage)?;
+        let (config, warnings) = read_config(path, &*parts.storage)?;
         if !options.read_only {
             config.check_writable()?;
         }
@@ -171,6 +178,7 @@ impl Repository {
             path: parts.directory,
             lockless,
             read_only: options.read_only,
+            warnings,
         })
     }
 }
@@ -232,19 +240,59 @@ fn check_directory(path: &Path) -> Result<()> {
     })
 }
 
-fn read_config(path: &Path, storage: &dyn Storage) -> Result<Config> {
-    let none = |why: String| Error::NotARepository {
-        path: path.to_owned(),
-        why,
+/// The settings, and what is to be said about them.
+fn read_config(path: &Path, storage: &dyn Storage) -> Result<(Config, Vec<String>)> {
+    let file = path.join(CONFIG);
+    let text = match storage.read_whole(&ObjectName::Config, CONFIG_BYTES_MAX) {
+        Err(Error::Missing { .. }) => return Err(without_config(path, storage)),
+        text => text?,
     };
-    let text = storage
-        .read_whole(&ObjectName::Config, CONFIG_BYTES_MAX)
-        .map_err(|error| match error {
-            Error::Missing { .. } => none(format!("it has no {CONFIG}")),
-            error => error,
-        })?;
-    let text = String::from_utf8(text).map_err(|_| none(format!("its {CONFIG} is not text")))?;
-    Config::parse(&text, path)
+    let text = String::from_utf8(text).map_err(|_| Error::Settings {
+        path: file.clone(),
+        line: None,
+        why: "it is not text. Put a copy of the file back".to_owned(),
+    })?;
+    let config = Config::parse(&text, &file)?;
+    let unknown = config::unknown_keys(&text).into_iter();
+    let warnings = unknown.map(|(key, line)| {
+        format!(
+            "{}, line {line}: there is no setting {key}, and it is ignored. What may be set is codec and append_only",
+            file.display()
+        )
+    });
+    Ok((config, warnings.collect()))
+}
+
+/// Nothing says that this is a repository, unless it holds what only a repository does.
+fn without_config(path: &Path, storage: &dyn Storage) -> Error {
+    match refuse_old_content(storage, path) {
+        Err(Error::AlreadyExists { .. }) => Error::Settings {
+            path: path.join(CONFIG),
+            line: None,
+            why: "it is missing, though there are packs or points. Put a copy of the file back: without it, nothing can be verified"
+                .to_owned(),
+        },
+        _ => Error::NotARepository {
+            path: path.to_owned(),
+            why: format!("it has no {CONFIG}"),
+        },
+    }
+}
+
+/// Makes what a copy of a repository may lack. Whoever only reads does without what cannot be made,
+/// as far as that goes.
+fn replace_folders(path: &Path, read_only: bool) -> Result<()> {
+    let mut made = false;
+    for folder in FOLDERS_TO_REPLACE {
+        let folder = path.join(folder);
+        match fs::DirBuilder::new().mode(0o700).create(&folder) {
+            Ok(()) => made = true,
+            Err(error) if error.kind() == std::io::ErrorKind::AlreadyExists => {}
+            Err(_) if read_only => {}
+            Err(error) => return Err(Error::io("create", &folder)(error)),
+        }
+    }
+    if made { sync_directory(path) } else { Ok(()) }
 }
 
 fn chunks_cached_max(config: &Config) -> usize {
@@ -267,6 +315,7 @@ fn refuse_foreign_content(path: &Path) -> Result<()> {
     for entry in entries {
         let name = entry.map_err(Error::io("list", path))?.file_name();
         let ours = FOLDERS.iter().any(|folder| name == *folder)
+            || name == "forgotten"
             || name.to_string_lossy().starts_with(INDEX)
             || name == RESERVE
             || name.to_string_lossy() == format!("{CONFIG}.tmp");
@@ -285,10 +334,10 @@ fn refuse_foreign_content(path: &Path) -> Result<()> {
 /// A repository that has lost its settings can be saved with a copy of them, but not once it was
 /// given new ones.
 fn refuse_old_content(storage: &dyn Storage, path: &Path) -> Result<()> {
-    for folder in [Folder::Packs, Folder::Points] {
+    for folder in [Folder::Packs, Folder::Points, Folder::Forgotten] {
         if !storage.list(folder)?.is_empty() {
             let why = format!(
-                "it holds packs or points of a repository that has lost its {CONFIG}: put a copy of that file back"
+                "it holds packs or points of a repository that has lost its {CONFIG}: put a copy of that file back, or choose a new directory"
             );
             return Err(Error::AlreadyExists {
                 path: path.to_owned(),

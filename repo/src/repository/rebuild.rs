@@ -92,7 +92,7 @@ impl Repository {
         report.add_packs(store, &rebuild, &packs, progress, cancel)?;
         if report.packs == 0 && !packs.is_empty() {
             return Err(Error::NothingVerifies {
-                path: self.path.clone(),
+                path: self.path.join("packs"),
                 packs: packs.len() as u64,
             });
         }

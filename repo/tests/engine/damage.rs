@@ -74,7 +74,7 @@ const MATRIX: [Row; 12] = [
     ("9 index", ["!! ! ww ww c", "!! ! ww ww c", "!! ! ww ww c", "!! ! ww ww c", "!! ! ww ww c", "!! ! ww ww c"]),
     ("A config", ["!! ! ww ww c", "-- D ww ww c", "!! ! ww ww c", "!! ! ww ww c", "!! ! ww ww c", "!! ! ww ww c"]),
     ("B lease", ["ww c ww ww c", "ww c ww ww c", "ww c ww ww c", "ww D ww ww c", "ww c ww ww c", "ww c ww ww c"]),
-    ("C pin", ["ww c ww ww c", "ww c ww ww c", "ww c ww ww c", "ww D ww ww c", "ww c ww ww c", "ww c ww ww c"]),
+    ("C pin", ["ww D ww ww D", "ww D ww ww D", "ww D ww ww D", "ww D ww ww D", "ww c ww ww c", "ww D ww ww D"]),
 ];
 
 struct Fixture {
@@ -348,7 +348,7 @@ impl Fixture {
                 let found = checked(&repo);
                 (self.states(&repo), found)
             }
-            Err(Error::Index { .. } | Error::NotARepository { .. } | Error::Io { .. }) => {
+            Err(Error::Index { .. } | Error::Settings { .. } | Error::Io { .. }) => {
                 ("!!".to_owned(), '!')
             }
             Err(error) => panic!("{error}"),
@@ -404,9 +404,7 @@ impl Fixture {
         };
         match mend() {
             Ok(repo) => repo,
-            Err(
-                Error::NotARepository { .. } | Error::NothingVerifies { .. } | Error::Io { .. },
-            ) => {
+            Err(Error::Settings { .. } | Error::NothingVerifies { .. } | Error::Io { .. }) => {
                 let config = path.join("config.toml");
                 if fs::remove_file(&config).is_err() {
                     fs::remove_dir(&config).ok();

@@ -194,7 +194,7 @@ fn a_pin_that_cannot_be_read_forbids_to_forget_anything() {
     let (_dir, repo, [(first, _), _]) = two_points();
     fs::write(repo.path().join("pins").join("b".repeat(32)), "{").unwrap();
     let refused = repo.forget(&[first.id]).unwrap_err();
-    assert!(matches!(refused, Error::Corrupt { .. }), "{refused}");
+    assert!(matches!(refused, Error::DamagedPin { .. }), "{refused}");
     assert!(points(&repo).contains(&first.id));
 }
 

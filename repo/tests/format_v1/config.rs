@@ -2,7 +2,7 @@
 
 use std::path::Path;
 
-use virtkeep_repo::config::Config;
+use virtkeep_repo::config::{Config, unknown_keys};
 use virtkeep_repo::format::geometry::FanOut;
 use virtkeep_repo::{Codec, Error, RepoId};
 
@@ -80,11 +80,37 @@ fn encryption_and_other_hashes_are_refused() {
 }
 
 #[test]
-fn unknown_settings_are_ignored() {
-    assert_eq!(
-        parse(&format!("colour = 'blue'\n{}", config().print())).unwrap(),
-        config()
+fn unknown_settings_are_ignored_and_named() {
+    let text = with("codec", "codec = \"zstd:5\"\ncolour = 'blue'");
+    assert_eq!(parse(&text).unwrap(), config());
+    let line = text.lines().position(|line| line.starts_with("colour"));
+    let line = line.unwrap() + 1;
+    assert_eq!(unknown_keys(&text), [("colour".to_owned(), line)]);
+    assert_eq!(unknown_keys(&config().print()), []);
+}
+
+#[test]
+fn a_mistake_is_told_with_its_line_and_what_is_right() {
+    let error = |text: &str| parse(text).unwrap_err().to_string();
+    let line = |text: &str, start: &str| {
+        let at = text.lines().position(|line| line.starts_with(start));
+        format!("/backup, line {}: ", at.unwrap() + 1)
+    };
+    let text = with("codec", "codec = \"zstdd\"");
+    let codec = error(&text);
+    assert!(codec.starts_with(&line(&text, "codec")), "{codec}");
+    assert!(
+        codec.contains(r#"codec cannot be "zstdd". It may be "lz4""#),
+        "{codec}"
     );
+    let text = with("append_only", "append_only = flase");
+    let broken = error(&text);
+    assert!(broken.starts_with(&line(&text, "append_only")), "{broken}");
+    let text = with("chunk_size", "chunk_size = 65537");
+    let fixed = error(&text);
+    assert!(fixed.starts_with(&line(&text, "chunk_size")), "{fixed}");
+    assert!(fixed.contains("Put a copy of the file back"), "{fixed}");
+    assert!(error("").contains("it is empty"));
 }
 
 #[test]
@@ -105,15 +131,12 @@ fn every_missing_or_wrong_setting_is_named() {
     for (key, wrong) in cases {
         for text in [with(key, ""), with(key, &format!("{key} = {wrong}"))] {
             let error = parse(&text).unwrap_err();
-            assert!(
-                matches!(error, Error::NotARepository { .. }),
-                "{key}: {error}"
-            );
+            assert!(matches!(error, Error::Settings { .. }), "{key}: {error}");
             assert!(error.to_string().contains(key), "{key}: {error}");
         }
     }
     assert!(matches!(
         parse("not toml at all"),
-        Err(Error::NotARepository { .. })
+        Err(Error::Settings { .. })
     ));
 }

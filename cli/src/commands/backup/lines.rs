@@ -6,7 +6,7 @@ use virtkeep_repo::{CaptureMode, Point};
 use crate::commands::point_line::PointLine;
 use crate::context::Context;
 use crate::exit::Failure;
-use crate::output::{seconds, size};
+use crate::output::{counted, seconds, size};
 
 /// One point that was made.
 #[derive(Serialize)]
@@ -125,15 +125,10 @@ pub(super) fn summary(point: &Point, took: f64, context: &Context) -> String {
         _ => format!("{full} full, {incremental} incremental"),
     };
     let sum = |of: fn(&virtkeep_repo::Disk) -> u64| size(point.disks.iter().map(of).sum());
-    let disks = if point.disks.len() == 1 {
-        "disk"
-    } else {
-        "disks"
-    };
     format!(
-        "{}: {mode}, {} {disks} of {}, read {}, stored {} in {}",
+        "{}: {mode}, {} of {}, read {}, stored {} in {}",
         context.describe(point),
-        point.disks.len(),
+        counted(point.disks.len(), "disk"),
         sum(|disk| disk.size.0),
         sum(|disk| disk.stats.read_bytes),
         sum(|disk| disk.stats.stored_bytes),

@@ -19,7 +19,8 @@ use self::watch::Watch;
 use super::thaw_guard;
 use crate::context::Context;
 use crate::exit::{Exit, Failure, usage};
-use crate::output::shown;
+use crate::output::{counted, shown};
+use crate::retention::parse_tag;
 use crate::signals;
 
 /// Back up domains, an image or an NBD export
@@ -92,7 +93,7 @@ pub(crate) struct Args {
     socket_dir: Option<PathBuf>,
 
     /// Label for the point; may be given several times
-    #[arg(long = "tag", value_name = "TAG")]
+    #[arg(long = "tag", value_name = "TAG", value_parser = parse_tag)]
     tags: Vec<String>,
 }
 
@@ -264,8 +265,9 @@ impl<'a> Run<'a> {
         let wanted = repo.wanted().unwrap_or(0);
         if wanted > 0 {
             self.context.reporter.note(&format!(
-                "note: {wanted} damaged records of the repository were not met by this backup: \
-                 `virtkeep check` tells which points they belong to"
+                "note: {} of the repository not met by this backup: \
+                 `virtkeep check` tells which points need what",
+                counted(wanted, "damaged record")
             ));
         }
         self.end(wanted)

@@ -8,7 +8,7 @@ use virtkeep_repo::{DomainUuid, Env, Error, Point, PointId, Repository};
 
 use crate::context::Context;
 use crate::exit::{Exit, WouldEmpty};
-use crate::output::{Table, shown};
+use crate::output::{Table, counted, shown};
 use crate::point_spec::{points_of, times};
 use crate::retention::{Policy, Verdict};
 use crate::when::rfc3339;
@@ -84,7 +84,7 @@ pub(super) fn forget(
         damaged: damaged.len(),
     })?;
     let would = if dry_run { "would be " } else { "" };
-    let (gone, stay) = (count(going.len()), count(kept));
+    let (gone, stay) = (counted(going.len(), "point"), counted(kept, "point"));
     context
         .output
         .text(&format!("{gone} {would}forgotten, {stay} kept"))?;
@@ -194,12 +194,5 @@ fn line<'a>(verdict: &Verdict<'a>) -> Line<'a> {
                 detail: reason.detail(),
             })
             .collect(),
-    }
-}
-
-fn count(points: usize) -> String {
-    match points {
-        1 => "1 point".to_owned(),
-        points => format!("{points} points"),
     }
 }

@@ -9,11 +9,14 @@ use jiff::Span;
 use super::prune;
 use crate::context::Context;
 use crate::exit::{Exit, usage};
-use crate::retention::{Every, Policy, parse_within};
+use crate::retention::{Every, Policy, parse_count, parse_tag, parse_within};
 
 /// Neither points nor rules were given.
 const NOTHING_SAID: &str =
     "say which points go: name them, or what to keep, such as --keep-daily 7 --keep-weekly 4";
+
+/// Rules choose points, and so do names.
+const NAMED: [&str; 2] = ["points", "undo"];
 
 /// Forget points: those named, or all that a policy does not keep
 #[derive(clap::Args, Debug)]
@@ -44,7 +47,7 @@ pub(crate) struct Args {
     keep: Keep,
 
     /// Apply the policy to this domain only (name or uuid); may be given several times
-    #[arg(long = "domain", value_name = "DOMAIN", conflicts_with = "points")]
+    #[arg(long = "domain", value_name = "DOMAIN", conflicts_with_all = NAMED)]
     domains: Vec<String>,
 
     /// Only show what would be forgotten, and why
@@ -61,35 +64,35 @@ pub(crate) struct Args {
 #[command(next_help_heading = "What to keep")]
 struct Keep {
     /// The newest N points
-    #[arg(long, value_name = "N", conflicts_with = "points")]
+    #[arg(long, value_name = "N", conflicts_with_all = NAMED, allow_hyphen_values = true, value_parser = parse_count)]
     keep_last: Option<u64>,
 
     /// The newest point of each of N hours
-    #[arg(long, value_name = "N", conflicts_with = "points")]
+    #[arg(long, value_name = "N", conflicts_with_all = NAMED, allow_hyphen_values = true, value_parser = parse_count)]
     keep_hourly: Option<u64>,
 
     /// The newest point of each of N days
-    #[arg(long, value_name = "N", conflicts_with = "points")]
+    #[arg(long, value_name = "N", conflicts_with_all = NAMED, allow_hyphen_values = true, value_parser = parse_count)]
     keep_daily: Option<u64>,
 
     /// The newest point of each of N weeks (from Monday to Sunday)
-    #[arg(long, value_name = "N", conflicts_with = "points")]
+    #[arg(long, value_name = "N", conflicts_with_all = NAMED, allow_hyphen_values = true, value_parser = parse_count)]
     keep_weekly: Option<u64>,
 
     /// The newest point of each of N months
-    #[arg(long, value_name = "N", conflicts_with = "points")]
+    #[arg(long, value_name = "N", conflicts_with_all = NAMED, allow_hyphen_values = true, value_parser = parse_count)]
     keep_monthly: Option<u64>,
 
     /// The newest point of each of N years
-    #[arg(long, value_name = "N", conflicts_with = "points")]
+    #[arg(long, value_name = "N", conflicts_with_all = NAMED, allow_hyphen_values = true, value_parser = parse_count)]
     keep_yearly: Option<u64>,
 
     /// Points not older than this, seen from the newest: 36h, 14d, 8w, 6mo, 1y
-    #[arg(long, value_name = "SPAN", conflicts_with = "points", value_parser = parse_within)]
+    #[arg(long, value_name = "SPAN", conflicts_with_all = NAMED, allow_hyphen_values = true, value_parser = parse_within)]
     keep_within: Option<Span>,
 
     /// Points with this label; may be given several times
-    #[arg(long, value_name = "TAG", conflicts_with = "points")]
+    #[arg(long, value_name = "TAG", conflicts_with_all = NAMED, value_parser = parse_tag)]
     keep_tag: Vec<String>,
 }
 

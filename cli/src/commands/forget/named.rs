@@ -4,7 +4,7 @@ use std::collections::HashSet;
 
 use anyhow::Result;
 use serde::Serialize;
-use virtkeep_repo::{Point, PointId, Repository};
+use virtkeep_repo::{Error, Forgotten, Point, PointId, Repository};
 
 use crate::context::Context;
 use crate::exit::{Exit, usage};
@@ -49,11 +49,12 @@ pub(super) fn forget(names: &[String], dry_run: bool, context: &Context) -> Resu
     for spec in &specs {
         let one = match find(spec, &points, context) {
             Ok(point) => (point.id, Some(point)),
-            Err(error) => match unlisted(spec, &repo, context)? {
+            Err(error) if is_not_found(&error) => match unlisted(spec, &repo, context)? {
                 Unlisted::Damaged(id) => (id, None),
                 Unlisted::Forgotten => continue,
                 Unlisted::No => return Err(error),
             },
+            Err(error) => return Err(error),
         };
         if !chosen.iter().any(|(id, _)| *id == one.0) {
             chosen.push(one);
@@ -77,12 +78,16 @@ pub(super) fn forget(names: &[String], dry_run: bool, context: &Context) -> Resu
 pub(super) fn undo(names: &[String], context: &Context) -> Result<Exit> {
     let specs = parse(names, context)?;
     let repo = context.open()?;
-    let forgotten = repo.forgotten()?.points;
+    let Forgotten {
+        points: forgotten,
+        damaged,
+    } = repo.forgotten()?;
     let points = repo.points()?;
     let cancel = signals::cancel_in_order("ending; nothing was changed")?;
     for spec in &specs {
         let point = match find(spec, &forgotten, context) {
             Ok(point) => point,
+            Err(error) if !is_not_found(&error) => return Err(error),
             // By its id only: a time means another point now.
             Err(error) => match spec.id_prefix().map(|_| find(spec, &points, context)) {
                 Some(Ok(point)) => {
@@ -90,10 +95,19 @@ pub(super) fn undo(names: &[String], context: &Context) -> Result<Exit> {
                     context.reporter.note(&format!("{what} is not forgotten"));
                     continue;
                 }
-                _ => return Err(error),
+                _ => return Err(beyond_undoing(spec, &damaged).unwrap_or(error)),
             },
         };
-        let point = repo.undo_forget(point.id, &cancel)?;
+        let point = repo
+            .undo_forget(point.id, &cancel)
+            .map_err(|error| match error.is_damage() && !matches!(error, Error::Io { .. }) {
+                true => anyhow::Error::new(error).context(format!(
+                    "cannot bring {} back, since it is damaged; `virtkeep restore {} --salvage` gives back what is left of it",
+                    context.describe(point),
+                    point.id
+                )),
+                false => error.into(),
+            })?;
         let line = Line::new("brought-back", point.id, Some(&point), false);
         context.output.json(&line)?;
         let what = context.describe(&point);
@@ -104,6 +118,23 @@ pub(super) fn undo(names: &[String], context: &Context) -> Result<Exit> {
 
 fn parse(names: &[String], context: &Context) -> Result<Vec<PointSpec>> {
     names.iter().map(|name| context.parse_point(name)).collect()
+}
+
+fn is_not_found(error: &anyhow::Error) -> bool {
+    matches!(error.downcast_ref(), Some(PointError::NotFound(_)))
+}
+
+/// Says so when the id is one of a forgotten point whose record is damaged.
+fn beyond_undoing(spec: &PointSpec, damaged: &[(PointId, Error)]) -> Option<anyhow::Error> {
+    let prefix = spec.id_prefix()?;
+    let (id, error) = damaged
+        .iter()
+        .find(|(id, _)| id.to_string().starts_with(prefix))?;
+    let why = format!(
+        "the forgotten point {id} cannot be brought back, since its record cannot be read: {}",
+        error.reason()
+    );
+    Some(PointError::NotFound(why).into())
 }
 
 fn find<'a>(spec: &'a PointSpec, points: &'a [Point], context: &Context) -> Result<&'a Point> {
@@ -130,7 +161,14 @@ fn unlisted(spec: &PointSpec, repo: &Repository, context: &Context) -> Result<Un
     let damaged = repo.damaged_points()?;
     let damaged: Vec<PointId> = damaged.into_iter().map(|(id, _)| id).collect();
     let matching = |id: &PointId| id.to_string().starts_with(prefix);
-    let forgotten = repo.forgotten()?.points;
+    let forgotten = repo.forgotten()?;
+    if let Some((id, _)) = forgotten.damaged.iter().find(|(id, _)| matching(id)) {
+        context.reporter.note(&format!(
+            "{id} is forgotten already, and its record is damaged: `virtkeep prune` removes it"
+        ));
+        return Ok(Unlisted::Forgotten);
+    }
+    let forgotten = forgotten.points;
     let fits: Vec<&PointId> = damaged.iter().filter(|id| matching(id)).collect();
     match (&fits[..], forgotten.iter().find(|p| matching(&p.id))) {
         ([id], _) => Ok(Unlisted::Damaged(**id)),
