@@ -1,6 +1,13 @@
 //! `kill -9` at random moments of backups, prunes, repairs and forgets, while another process restores.
+//!
+//! What is repaired is damaged: a bit has flipped in what the last backup of an image has stored, and maybe
+//! in the record of its point. The image still holds it, so that the next backup after a whole repair
+//! heals all points.
 
-use std::collections::BTreeMap;
+use std::collections::{BTreeMap, BTreeSet};
+use std::fs;
+use std::os::unix::fs::FileExt;
+use std::path::{Path, PathBuf};
 use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
 use std::sync::{Mutex, PoisonError};
 use std::thread;
@@ -42,10 +49,11 @@ fn whatever_is_killed_whenever_no_committed_point_is_lost() {
 
     let ended = AtomicBool::new(false);
     let restored = AtomicU64::new(0);
+    let damage = Damage::default();
     let mut killed = BTreeMap::new();
     thread::scope(|scope| {
         let restorer_random = Rng::with_seed(random.u64(..));
-        scope.spawn(|| restore_until(&ended, &shelf, &points, restorer_random, &restored));
+        scope.spawn(|| restore_until(&ended, &shelf, &points, &damage, restorer_random, &restored));
         let _end = OnDrop(&ended);
         let mut took = BTreeMap::new();
         for number in 1..=kills {
@@ -56,6 +64,7 @@ fn whatever_is_killed_whenever_no_committed_point_is_lost() {
                 victim,
                 &mut images[image],
                 &points,
+                &damage,
                 &mut random,
                 &mut took,
             );
@@ -92,9 +101,13 @@ fn kill(
     victim: Victim,
     image: &mut Image,
     points: &Mutex<BTreeMap<String, Hash>>,
+    damage: &Damage,
     random: &mut Rng,
     took: &mut BTreeMap<u8, Duration>,
 ) -> &'static str {
+    if victim == Victim::Repair {
+        damage.spoil(shelf, image, points, random);
+    }
     let forgotten = match victim {
         Victim::Forget => {
             let mut points = points.lock().unwrap();
@@ -112,6 +125,7 @@ fn kill(
         }
         Victim::Forget => vec!["forget", &forgotten.as_ref().unwrap().0],
         Victim::Prune => vec!["prune", "--max-unused", "0", "--keep-unfinished", "0d"],
+        Victim::Repair if random.bool() => vec!["repair", "--yes", "--index"],
         Victim::Repair => vec!["repair", "--yes"],
     };
     let usual = took
@@ -124,7 +138,7 @@ fn kill(
     running.signal(Signal::KILL);
     let ran = running.wait();
     let death = match ran.code() {
-        Some(0) => {
+        Some(0 | 4) => {
             *usual = (*usual + started.elapsed()) / 2;
             "ended"
         }
@@ -161,15 +175,83 @@ fn kill(
                 points.lock().unwrap().insert(point, content);
             }
         }
-        Victim::Prune | Victim::Repair => {}
+        Victim::Repair => damage.heal(shelf, image, points),
+        Victim::Prune => {}
     }
     death
+}
+
+/// Whether anything in the repository is damaged: an odd number while it is.
+#[derive(Default)]
+struct Damage(AtomicU64);
+
+impl Damage {
+    /// Backs up something new, and flips a bit in what was stored of it.
+    fn spoil(
+        &self,
+        shelf: &Shelf,
+        image: &mut Image,
+        points: &Mutex<BTreeMap<String, Hash>>,
+        random: &mut Rng,
+    ) {
+        let before = data_packs(shelf);
+        image.change(random, 100);
+        let done = shelf.program.ok(&shelf.backup(image)).line("point");
+        self.0.fetch_add(1, Ordering::SeqCst);
+        keep(points, &done["point"], image.content());
+        // In the content of the first record.
+        for pack in data_packs(shelf).difference(&before) {
+            flip(pack, 64 + 60 + random.u64(..100));
+        }
+        if random.bool() {
+            let record = shelf.program.repo().join("points");
+            flip(&record.join(done["point"].as_str().unwrap()), 40);
+        }
+    }
+
+    /// Repairs in peace, and backs up what the image still holds.
+    fn heal(&self, shelf: &Shelf, image: &Image, points: &Mutex<BTreeMap<String, Hash>>) {
+        let ran = shelf.program.run(&["repair", "--yes"]);
+        assert!(matches!(ran.code(), Some(0 | 4)), "{ran:?}");
+        let done = shelf.program.ok(&shelf.backup(image)).line("point");
+        keep(points, &done["point"], image.content());
+        self.0.fetch_add(1, Ordering::SeqCst);
+        shelf.assert_sound(&points.lock().unwrap(), "after a repair");
+    }
+
+    fn now(&self) -> u64 {
+        self.0.load(Ordering::SeqCst)
+    }
+}
+
+fn data_packs(shelf: &Shelf) -> BTreeSet<PathBuf> {
+    let mut packs = BTreeSet::new();
+    for folder in fs::read_dir(shelf.program.repo().join("packs")).unwrap() {
+        for pack in fs::read_dir(folder.unwrap().path()).unwrap() {
+            let path = pack.unwrap().path();
+            let is_pack = path
+                .extension()
+                .is_some_and(|extension| extension == "pack");
+            if is_pack && fs::read(&path).unwrap()[10] == 1 {
+                packs.insert(path);
+            }
+        }
+    }
+    packs
+}
+
+fn flip(path: &Path, offset: u64) {
+    let file = fs::OpenOptions::new().read(true).write(true).open(path);
+    let (file, mut byte) = (file.unwrap(), [0]);
+    file.read_exact_at(&mut byte, offset).unwrap();
+    file.write_all_at(&[byte[0] ^ 1], offset).unwrap();
 }
 
 fn restore_until(
     ended: &AtomicBool,
     shelf: &Shelf,
     points: &Mutex<BTreeMap<String, Hash>>,
+    damage: &Damage,
     mut random: Rng,
     restored: &AtomicU64,
 ) {
@@ -183,10 +265,12 @@ fn restore_until(
                 .map(|(id, content)| (id.clone(), *content))
         };
         let (point, content) = chosen.unwrap();
+        let before = damage.now();
         let found = shelf.restore(&point);
         let still_there = |point| points.lock().unwrap().contains_key(point);
         match found {
             Ok(found) => assert_eq!(found, content, "{point} restores something else"),
+            Err(_) if before % 2 == 1 || damage.now() != before => {}
             Err(ran) => assert!(!still_there(&point), "{point}: {ran:?}"),
         }
         restored.fetch_add(1, Ordering::SeqCst);
