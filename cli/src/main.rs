@@ -29,7 +29,7 @@ use serde::Serialize;
 use crate::args::Cli;
 use crate::context::Context;
 use crate::exit::{Exit, Failure};
-use crate::output::Output;
+use crate::output::{Output, complain};
 
 fn main() -> ExitCode {
     let cli = match Cli::try_parse() {
@@ -60,7 +60,7 @@ fn main() -> ExitCode {
 /// Says what went wrong: to people on standard error, to programs on standard output as well.
 fn report(failure: &Failure, output: Output) -> Exit {
     if failure.exit != Exit::Done {
-        eprintln!("virtkeep: {}", failure.message);
+        complain(&format!("virtkeep: {}", failure.message));
         // Standard output may be what failed.
         let _ = output.json(&ErrorLine {
             r#type: "error",

@@ -50,6 +50,12 @@ impl Output {
     }
 }
 
+/// A line on standard error. That nobody reads it any more is no reason to stop: a server, a backup or
+/// the clean-up after one goes on without.
+pub(crate) fn complain(text: &str) {
+    let _ = writeln!(io::stderr(), "{text}");
+}
+
 fn print(bytes: &[u8]) -> Result<(), OutputError> {
     let mut out = io::stdout().lock();
     out.write_all(bytes)

@@ -72,6 +72,17 @@ impl PointSpec {
         ))
     }
 
+    /// Whether it means another point as soon as one is added.
+    pub(crate) fn moves(&self) -> bool {
+        matches!(
+            self,
+            Self::At {
+                when: When::Latest(_),
+                ..
+            }
+        )
+    }
+
     /// The id, or the beginning of it, where the point is named by that.
     pub(crate) fn id_prefix(&self) -> Option<&str> {
         match self {

@@ -10,7 +10,7 @@ use indicatif::{
 };
 use virtkeep_repo::{ByteLen, CheckProgress, Progress, PruneProgress, PruneStage};
 
-use crate::output::{shown, size};
+use crate::output::{complain, shown, size};
 
 /// Where progress and notes of one command go.
 #[derive(Clone, Debug)]
@@ -46,7 +46,7 @@ impl Reporter {
 
     /// Text that is harmless already, and may have several lines.
     pub(crate) fn note_lines(&self, text: &str) {
-        self.bars.suspend(|| eprintln!("{text}"));
+        self.bars.suspend(|| complain(text));
     }
 
     /// Does what prints, with the bars out of the way.

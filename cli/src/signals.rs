@@ -12,6 +12,8 @@ use signal_hook::consts::{SIGHUP, SIGINT, SIGTERM};
 use signal_hook::iterator::Signals as Arriving;
 use virtkeep_repo::Cancel;
 
+use crate::output::complain;
+
 static CAUGHT: AtomicI32 = AtomicI32::new(0);
 static CLEANING: Mutex<&str> = Mutex::new("");
 
@@ -32,9 +34,9 @@ pub(crate) fn cancel_in_order(cleaning: &'static str) -> io::Result<Cancel> {
                 seen.cancel();
                 let cleaning = CLEANING.lock().map(|text| *text).unwrap_or_default();
                 if first {
-                    eprintln!("\nvirtkeep: interrupted, {cleaning}");
+                    complain(&format!("\nvirtkeep: interrupted, {cleaning}"));
                 } else {
-                    eprintln!("\nvirtkeep: still {cleaning}, please wait");
+                    complain(&format!("\nvirtkeep: still {cleaning}, please wait"));
                 }
             }
         })?;

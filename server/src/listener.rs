@@ -139,6 +139,17 @@ impl Listener {
         }
     }
 
+    /// The path of a unix socket that has one.
+    pub fn unix_path(&self) -> Option<PathBuf> {
+        match &self.kind {
+            Kind::Unix(listener) => {
+                let address = listener.local_addr().ok()?;
+                address.as_pathname().map(Path::to_owned)
+            }
+            Kind::Tcp(_) => None,
+        }
+    }
+
     pub(crate) fn set_nonblocking(&self) -> io::Result<()> {
         match &self.kind {
             Kind::Unix(listener) => listener.set_nonblocking(true),

@@ -27,7 +27,9 @@ use virtkeep_repo::{PointId, Repository};
 use super::place;
 use super::record::{Pinned, Recovery};
 use crate::context::Context;
+use crate::output::complain;
 use crate::serve::catalog::Catalog;
+use crate::serve::room::Room;
 use crate::signals::Signals;
 
 /// The word for the hidden command.
@@ -202,7 +204,10 @@ pub(crate) fn keep(context: &Context, pin: &str) -> Result<()> {
         else {
             continue;
         };
-        eprintln!("the server has ended ({}): starting it again", ended?);
+        complain(&format!(
+            "the server has ended ({}): starting it again",
+            ended?
+        ));
         if since.elapsed() > PATIENCE {
             pause = PAUSE_MIN;
         }
@@ -257,11 +262,15 @@ impl Serving<'_> {
     pub(super) fn start(self, context: &Context) -> Result<Running> {
         let (zone, reporter) = (context.zone.clone(), context.reporter.clone());
         let domain = self.repo.point(self.point)?.domain.uuid;
-        let catalog = Catalog::new(self.repo, Vec::new(), zone, reporter);
+        let names = self.targets.iter();
+        let names = names.map(|target| format!("{domain}/{target}@{}", self.point));
+        let chosen = names.clone().map(|name| context.parse_point(&name));
+        let chosen = chosen.collect::<Result<Vec<_>>>()?;
+        let room = Room::take();
+        let catalog = Catalog::new(self.repo, chosen, zone, reporter, room.disks_max);
         let mut exports = ExportMap::new();
-        for target in self.targets {
+        for (target, name) in self.targets.iter().zip(names) {
             // Kept open: a client that comes back finds it as it was.
-            let name = format!("{domain}/{target}@{}", self.point);
             exports = exports.with(*target, catalog.open(&name)?);
         }
         let listener = Listener::unix(self.socket)?;
@@ -269,6 +278,7 @@ impl Serving<'_> {
             std::os::unix::fs::chown(self.socket, Some(user), Some(group))
                 .context("cannot give the socket to QEMU's user")?;
         }
-        Ok(Server::new(Arc::new(exports)).start(vec![listener])?)
+        let server = Server::new(Arc::new(exports)).with_limits(room.limits);
+        Ok(server.start(vec![listener])?)
     }
 }

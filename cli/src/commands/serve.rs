@@ -1,11 +1,12 @@
 //! `virtkeep serve`: disks of points as NBD exports.
 
+use std::os::unix::fs::MetadataExt;
 use std::path::PathBuf;
 use std::sync::Arc;
 use std::time::Duration;
 
 use anyhow::{Result, bail};
-use nbd_server::{Event, PassedSocket, Server, Tls};
+use nbd_server::{Event, Listener, PassedSocket, Server, Tls};
 use serde::Serialize;
 
 use crate::context::Context;
@@ -13,6 +14,7 @@ use crate::exit::Exit;
 use crate::output::shown;
 use crate::serve::address::{Address, Place, passed, quoted};
 use crate::serve::catalog::Catalog;
+use crate::serve::room::Room;
 use crate::signals::Signals;
 
 /// How long requests that have arrived may take once the server was asked to end.
@@ -82,12 +84,26 @@ pub(super) fn run(args: &Args, context: &Context) -> Result<Exit> {
     }
     drop(points);
     let short_id = repo.id().to_string()[..8].to_owned();
-    let catalog = Catalog::new(repo, specs, context.zone.clone(), context.reporter.clone());
+    let room = Room::take();
+    let catalog = Catalog::new(
+        repo,
+        specs,
+        context.zone.clone(),
+        context.reporter.clone(),
+        room.disks_max,
+    );
     // Before anybody can connect, so that no signal finds the server without a handler.
     let signals = Signals::asking_to_end()?;
     let mut listening = Vec::new();
     for socket in sockets {
-        listening.push(passed(socket, tls.as_ref())?);
+        let (listener, place) = passed(socket, tls.as_ref())?;
+        if is_open_to_all(&listener) {
+            context.reporter.note(
+                "every user of this machine may connect to the socket that was passed, and read \
+                 all that is served: set SocketMode=0600 in its unit",
+            );
+        }
+        listening.push((listener, place));
     }
     for address in &args.listen {
         listening.extend(address.listen(tls.as_ref())?);
@@ -98,6 +114,7 @@ pub(super) fn run(args: &Args, context: &Context) -> Result<Exit> {
     let (listeners, places): (Vec<_>, Vec<Place>) = listening.into_iter().unzip();
     let reporter = context.reporter.clone();
     let server = Server::new(Arc::new(catalog.clone()))
+        .with_limits(room.limits)
         .with_observer(move |event| {
             if let Some(text) = told(&event) {
                 reporter.note(&text);
@@ -121,6 +138,15 @@ pub(super) fn run(args: &Args, context: &Context) -> Result<Exit> {
         bail!("{unfinished} within {} s", GRACE.as_secs());
     }
     Ok(Exit::Done)
+}
+
+/// Whether any user may connect to a unix socket, as far as its own mode tells.
+fn is_open_to_all(listener: &Listener) -> bool {
+    const WRITABLE_BY_OTHERS: u32 = 0o002;
+    listener
+        .unix_path()
+        .and_then(|path| std::fs::metadata(path).ok())
+        .is_some_and(|file| file.mode() & WRITABLE_BY_OTHERS != 0)
 }
 
 fn tls(args: &Args) -> Result<Option<Tls>> {

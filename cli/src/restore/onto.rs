@@ -17,7 +17,7 @@ use super::nbd_sink::{Before, NbdSink};
 use super::signature::{self, HEAD_BYTES};
 use super::target_device::TargetDevice;
 use crate::exit::usage;
-use crate::output::{shown, size};
+use crate::output::{complain, shown, size};
 use crate::progress::Reporter;
 
 /// An existing target, opened but not yet written to.
@@ -125,7 +125,7 @@ pub(crate) fn confirm(name: &str, target: &mut Target, disk: &str, yes: bool) ->
             .with_context(|| format!("cannot read {name}"))?
     );
     if yes {
-        eprintln!("{what}: it is overwritten");
+        complain(&format!("{what}: it is overwritten"));
         return Ok(());
     }
     if !std::io::stdin().is_terminal() {

@@ -3,9 +3,11 @@
 //! Nothing is remembered of the points: every listing and every opening looks at the repository
 //! anew, so points come and go while the server runs. What is open is shared by all connections to
 //! it and holds a reader lease on that one disk; the last connection to go ends it.
+//!
+//! Where points were chosen, nothing is told of any other, not even whether it is equal.
 
 use std::collections::HashMap;
-use std::sync::{Arc, Mutex, PoisonError, Weak};
+use std::sync::{Arc, Mutex, MutexGuard, PoisonError, Weak};
 
 use jiff::tz::TimeZone;
 use nbd_server::{Export, ExportError, Exports, Listing, OpenError};
@@ -28,8 +30,13 @@ struct Shared {
     reporter: Reporter,
     /// Only these; all points if there are none here.
     chosen: Vec<PointSpec>,
-    open: Mutex<HashMap<(PointId, String), Weak<OpenDisk>>>,
+    /// How many disks may be open.
+    disks_max: usize,
+    open: Mutex<OpenDisks>,
 }
+
+/// By point and target, and whether the name it was opened by can come to mean another point.
+type OpenDisks = HashMap<(PointId, String, bool), Weak<OpenDisk>>;
 
 /// A disk of a point, by the name under which it is listed.
 #[derive(Clone, Debug, PartialEq, Eq)]
@@ -41,12 +48,14 @@ pub(crate) struct Entry {
 }
 
 impl Catalog {
-    /// All points of `repo`, or those that `chosen` names, whichever these are at the time.
+    /// All points of `repo`, or those that `chosen` names, whichever these are at the time; at most
+    /// `disks_max` of them are open at a time.
     pub(crate) fn new(
         repo: Repository,
         chosen: Vec<PointSpec>,
         zone: TimeZone,
         reporter: Reporter,
+        disks_max: usize,
     ) -> Self {
         Self(Arc::new(Shared {
             repo,
@@ -54,6 +63,7 @@ impl Catalog {
             zone,
             reporter,
             chosen,
+            disks_max,
             open: Mutex::default(),
         }))
     }
@@ -112,14 +122,14 @@ impl Catalog {
         Some(self.0.chosen.iter().filter_map(found).collect())
     }
 
-    /// The disk that a POINT means; `target` where it names none.
+    /// The disk that a POINT means; `target` where it names none. Refused unless it is served.
     fn resolve(
         &self,
+        spec: &PointSpec,
         name: &str,
         target: Option<&str>,
         points: &[Point],
     ) -> Result<(Point, Disk), OpenError> {
-        let spec = PointSpec::parse(name, &self.0.zone).map_err(unavailable)?;
         let Found { point, disk } = spec.find(points, &self.0.zone).map_err(unavailable)?;
         let disk = match (disk.or(target), &point.disks[..]) {
             (None, [disk]) => disk,
@@ -129,6 +139,12 @@ impl Catalog {
                 .find(|disk| disk.target == target)
                 .ok_or_else(|| OpenError::Unavailable(no_such_disk(point, target)))?,
         };
+        if !is_among(self.chosen(points).as_deref(), point, disk) {
+            return Err(OpenError::Refused(format!(
+                "{} is not among the points that this server was told to serve",
+                shown(name)
+            )));
+        }
         Ok((point.clone(), disk.clone()))
     }
 
@@ -149,13 +165,38 @@ impl Catalog {
 
     /// The disk, shared with whoever has it open already.
     pub(crate) fn open_disk(&self, point: &Point, disk: &Disk) -> Result<Arc<OpenDisk>, OpenError> {
-        let key = (point.id, disk.target.clone());
+        self.open_disk_by(point, disk, false)
+    }
+
+    /// The same; `moves` where the name can come to mean another point.
+    fn open_disk_by(
+        &self,
+        point: &Point,
+        disk: &Disk,
+        moves: bool,
+    ) -> Result<Arc<OpenDisk>, OpenError> {
+        let key = (point.id, disk.target.clone(), moves);
         if let Some(open) = self.open_disks().get(&key).and_then(Weak::upgrade) {
             return Ok(open);
         }
+        let is_open = |disk: &&Weak<OpenDisk>| disk.strong_count() > 0;
+        let count = self.open_disks().values().filter(is_open).count();
+        if count >= self.0.disks_max {
+            return Err(OpenError::Unavailable(format!(
+                "{} disks are open, which is as many as there may be: try again later",
+                self.0.disks_max
+            )));
+        }
         let reader = self.0.repo.read_disk(point, disk).map_err(unavailable)?;
         let description = describe(point, disk, &self.0.zone);
-        let opened = OpenDisk::new(self.clone(), reader, point.clone(), disk, description);
+        let opened = OpenDisk::new(
+            self.clone(),
+            reader,
+            point.clone(),
+            disk,
+            description,
+            moves,
+        );
         let opened = Arc::new(opened);
         let mut disks = self.open_disks();
         disks.retain(|_, disk| disk.strong_count() > 0);
@@ -169,23 +210,38 @@ impl Catalog {
         }
     }
 
-    /// The disk that a client wants to compare with one whose target is `target`.
+    /// What a client wants to compare with a disk whose target is `target`.
+    pub(super) fn find_to_compare(
+        &self,
+        name: &str,
+        target: &str,
+    ) -> Result<(Point, Disk), OpenError> {
+        let points = self.points().map_err(unavailable)?;
+        let spec = PointSpec::parse(name, &self.0.zone).map_err(unavailable)?;
+        self.resolve(&spec, name, Some(target), &points)
+    }
+
+    /// The same, opened.
     pub(super) fn open_to_compare(
         &self,
         name: &str,
         target: &str,
     ) -> Result<Arc<OpenDisk>, OpenError> {
-        let points = self.points().map_err(unavailable)?;
-        let (point, disk) = self.resolve(name, Some(target), &points)?;
+        let (point, disk) = self.find_to_compare(name, target)?;
         self.open_disk(&point, &disk)
     }
 
-    /// The points of the same domain that hold a disk of this target and are older than `point`; the
-    /// newest first, at most `count`.
+    /// The points of the same domain that hold a disk of this target, are served and older than
+    /// `point`; the newest first, at most `count`.
     pub(super) fn earlier(&self, point: &Point, target: &str, count: usize) -> Vec<PointId> {
         // Only to be listed: where the points cannot be read now, there is nothing to list.
         let Ok(points) = self.points() else {
             return Vec::new();
+        };
+        let chosen = self.chosen(&points);
+        let is_served = |other: &Point| {
+            let disk = other.disks.iter().find(|disk| disk.target == target);
+            disk.is_some_and(|disk| is_among(chosen.as_deref(), other, disk))
         };
         points
             .iter()
@@ -193,13 +249,13 @@ impl Catalog {
             .skip_while(|other| other.id != point.id)
             .skip(1)
             .filter(|other| other.domain.uuid == point.domain.uuid)
-            .filter(|other| other.disks.iter().any(|disk| disk.target == target))
+            .filter(|other| is_served(other))
             .map(|other| other.id)
             .take(count)
             .collect()
     }
 
-    fn open_disks(&self) -> std::sync::MutexGuard<'_, HashMap<(PointId, String), Weak<OpenDisk>>> {
+    fn open_disks(&self) -> MutexGuard<'_, OpenDisks> {
         self.0.open.lock().unwrap_or_else(PoisonError::into_inner)
     }
 
@@ -221,18 +277,13 @@ impl Exports for Catalog {
 
     fn open(&self, name: &str) -> Result<Arc<dyn Export>, OpenError> {
         let points = self.points().map_err(unavailable)?;
-        let (point, disk) = if name.is_empty() {
-            self.only(&points)?
-        } else {
-            self.resolve(name, None, &points)?
-        };
-        if !is_among(self.chosen(&points).as_deref(), &point, &disk) {
-            return Err(OpenError::Refused(format!(
-                "{} is not among the points that this server was told to serve",
-                shown(name)
-            )));
+        if name.is_empty() {
+            let (point, disk) = self.only(&points)?;
+            return Ok(self.open_disk_by(&point, &disk, true)?);
         }
-        Ok(self.open_disk(&point, &disk)?)
+        let spec = PointSpec::parse(name, &self.0.zone).map_err(unavailable)?;
+        let (point, disk) = self.resolve(&spec, name, None, &points)?;
+        Ok(self.open_disk_by(&point, &disk, spec.moves())?)
     }
 }
 

@@ -32,7 +32,10 @@ pub(crate) struct OpenDisk {
     name: String,
     description: String,
     block_sizes: BlockSizes,
+    /// The name it was opened by may soon mean another point.
+    moves: bool,
     complained: AtomicBool,
+    complained_of_context: AtomicBool,
 }
 
 impl OpenDisk {
@@ -43,6 +46,7 @@ impl OpenDisk {
         point: Point,
         disk: &Disk,
         description: String,
+        moves: bool,
     ) -> Self {
         let chunk = u32::try_from(reader.chunk_size().0).ok();
         Self {
@@ -57,7 +61,9 @@ impl OpenDisk {
             block_sizes: chunk
                 .and_then(|chunk| BlockSizes::new(1, chunk))
                 .unwrap_or_default(),
+            moves,
             complained: AtomicBool::new(false),
+            complained_of_context: AtomicBool::new(false),
             reader: Arc::new(reader),
             target: disk.target.clone(),
             point,
@@ -85,12 +91,15 @@ impl OpenDisk {
     /// The error for the client. Whoever runs the server is told once per opened disk, since a client
     /// may well ask again and again.
     fn failed(&self, bytes: Range<u64>, error: Error) -> ExportError {
+        self.failed_as(&self.name, bytes, error)
+    }
+
+    fn failed_as(&self, name: &str, bytes: Range<u64>, error: Error) -> ExportError {
         let answer = ExportError::new(ErrorCode::Io, error.to_string());
         if !self.complained.swap(true, Ordering::Relaxed) {
             let Range { start, end } = bytes;
             self.catalog.note(&format!(
-                "{}: a read failed, of bytes {start} to {end}: {:#}",
-                self.name,
+                "{name}: a read failed, of bytes {start} to {end}: {:#}",
                 anyhow::Error::new(error)
             ));
         }
@@ -125,7 +134,8 @@ impl Export for OpenDisk {
     fn features(&self) -> Features {
         Features {
             cache: true,
-            multi_conn: true,
+            // Or else a client that opens its connections while a point is added would mix the two.
+            multi_conn: !self.moves,
             ..Features::default()
         }
     }
@@ -178,17 +188,25 @@ impl Export for OpenDisk {
         earlier.into_iter().map(name).collect()
     }
 
+    fn has_context(&self, name: &str) -> bool {
+        let point = name.strip_prefix(CHANGED_SINCE);
+        point.is_some_and(|point| self.catalog.find_to_compare(point, &self.target).is_ok())
+    }
+
     fn context(&self, name: &str) -> Option<Box<dyn Context>> {
         let point = name.strip_prefix(CHANGED_SINCE)?;
         match self.catalog.open_to_compare(point, &self.target) {
             Ok(before) => Some(Box::new(ChangedSince {
                 reader: Arc::clone(&self.reader),
                 before,
+                name: self.name.clone(),
             })),
-            // The protocol has no way to say why a context is not there.
+            // The protocol has no way to say why a context is not there. Once is enough here, too.
             Err(error) => {
-                let text = format!("{}: no context {}: {error}", self.name, shown(name));
-                self.catalog.note(&text);
+                if !self.complained_of_context.swap(true, Ordering::Relaxed) {
+                    let text = format!("{}: no context {}: {error}", self.name, shown(name));
+                    self.catalog.note(&text);
+                }
                 None
             }
         }
@@ -199,6 +217,8 @@ impl Export for OpenDisk {
 struct ChangedSince {
     reader: Arc<DiskReader>,
     before: Arc<OpenDisk>,
+    /// Of the later one, for messages.
+    name: String,
 }
 
 impl Context for ChangedSince {
@@ -208,7 +228,10 @@ impl Context for ChangedSince {
             let found = self
                 .reader
                 .changes_since(&self.before.reader, DiskOffset(at), DiskOffset(end))
-                .map_err(|error| self.before.failed(at..end, error))?;
+                .map_err(|error| {
+                    let compared = format!("{}, compared with {}", self.before.name, self.name);
+                    self.before.failed_as(&compared, at..end, error)
+                })?;
             for change in found {
                 let flags = if change.changed { CHANGED } else { 0 };
                 at = change.start.0 + change.len.0;

@@ -133,13 +133,13 @@ impl Helpers {
         }
     }
 
-    /// Keeps half of the helpers for up to so many connections, the same number for each: clients
-    /// that ask for much and take their replies slowly can hire the other half at most.
+    /// Keeps half of the helpers for connections that have none, or fewer than their share where
+    /// there are more helpers than connections: clients that ask for much and take their replies slowly
+    /// can hire the other half at most.
     #[must_use]
     pub fn shared_by(mut self, connections: usize) -> Self {
-        let half = self.free.load(Ordering::Relaxed) / 2;
-        self.share = half.checked_div(connections).unwrap_or(0);
-        self.kept = self.share * connections;
+        self.kept = self.free.load(Ordering::Relaxed) / 2;
+        self.share = self.kept.checked_div(connections).unwrap_or(1).max(1);
         self
     }
 

@@ -12,7 +12,7 @@ use super::Args;
 use super::lines::{self, ErrorLine, SkippedLine};
 use crate::context::Context;
 use crate::exit::{Exit, Failure, without_number};
-use crate::output::{Table, shown, size};
+use crate::output::{Table, complain, shown, size};
 
 #[derive(Serialize)]
 struct PlanLine<'a> {
@@ -82,7 +82,7 @@ pub(super) fn run(args: &Args, context: &Context) -> Result<Exit> {
             }
             Err(error) => {
                 let failure = Failure::of(&error);
-                eprintln!("virtkeep: {}: {}", shown(&name), failure.message);
+                complain(&format!("virtkeep: {}: {}", shown(&name), failure.message));
                 context.output.json(&ErrorLine::new(&name, &failure))?;
                 failures += 1;
             }
