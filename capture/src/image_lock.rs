@@ -12,8 +12,11 @@ use crate::error::{Error, Result};
 
 const WRITE_PERMISSION_BYTE: libc::off_t = 101;
 
-/// An error while a QEMU on this host has the image open for writing.
-pub(crate) fn check_unused(path: &Path) -> Result<()> {
+/// Makes sure that no QEMU on this host has an image open for writing.
+///
+/// # Errors
+/// [`Error::ImageInUse`] while one has.
+pub fn check_unused(path: &Path) -> Result<()> {
     if is_open_for_writing(path).map_err(Error::file("look at the locks of", path))? {
         return Err(Error::ImageInUse {
             path: path.to_owned(),

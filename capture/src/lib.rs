@@ -48,6 +48,7 @@ pub use event::{Event, NoObserver, Observer};
 pub use freeze::thaw_when_orphaned;
 pub use host::{DomainRef, Host};
 pub use image::{ImageSource, backup_image, backup_nbd};
+pub use image_lock::check_unused;
 pub use libvirt::{BlockJob, ErrorKind, LibvirtError, RunState, block_job, pull_disk};
 pub use names::escape as escape_xml;
 pub use options::{Options, ScratchReserve};

@@ -1,6 +1,6 @@
 //! Guests that run from a point at once.
 
-use std::path::PathBuf;
+use std::path::{Path, PathBuf};
 
 use rustix::io::Errno;
 use rustix::process::{Pid, Signal, kill_process};
@@ -56,11 +56,39 @@ fn boot(world: &World, point: &str, words: &[&str]) -> (Defined, PathBuf) {
     (Defined(line["uuid"].as_str().unwrap().to_owned()), dir)
 }
 
+/// The files of a directory, by name; none where there is no directory.
+fn names_in(dir: &Path) -> Vec<String> {
+    let entries = std::fs::read_dir(dir).into_iter().flatten();
+    let mut names: Vec<String> = entries
+        .map(|entry| entry.unwrap().file_name().into_string().unwrap())
+        .collect();
+    names.sort();
+    names
+}
+
+/// Whether recoveries from this repository are pinned.
+fn is_pinned(world: &World) -> bool {
+    !names_in(&world.program.repo().join("pins")).is_empty()
+}
+
+/// No process, socket or lock is left of recoveries, and no pin.
+fn assert_tidy(world: &World) {
+    assert_eq!(servers(&world.program), []);
+    assert!(!is_pinned(world));
+    let beside = names_in(Path::new("/run/libvirt/virtkeep"));
+    let ours = |name: &String| name.contains(&format!("{}-", world.machine.name));
+    assert!(!beside.iter().any(ours), "{beside:?}");
+}
+
 /// Nothing of a recovery is left but the images and the domain.
 fn assert_over(world: &World, uuid: &str) {
-    assert_eq!(servers(&world.program), []);
-    let pins = std::fs::read_dir(world.program.repo().join("pins")).unwrap();
-    assert_eq!(pins.count(), 0);
+    assert_tidy(world);
+    assert_eq!(
+        names_in(&world.path("boot"))
+            .iter()
+            .find(|name| !name.ends_with(".qcow2")),
+        None
+    );
     for words in [&["dumpxml", uuid][..], &["dumpxml", "--inactive", uuid]] {
         let xml = run("virsh", words);
         assert!(!xml.contains("nbd"), "{xml}");
@@ -74,7 +102,8 @@ fn a_guest_runs_at_once_and_keeps_what_it_writes_while_its_data_moves_in() {
     let world = booted(&["--busy"]);
     let machine = &world.machine;
     wait_until("the guest has written files", || {
-        in_guest(&machine.uuid, "grep -c . /disks/vda/sums || true").trim() >= "5"
+        let lines = in_guest(&machine.uuid, "grep -c . /disks/vda/sums || true");
+        lines.trim().parse::<u32>().unwrap() >= 5
     });
     let point = world.back_up(&[]);
     machine.power_off();
@@ -131,6 +160,172 @@ fn two_disks() -> (World, String) {
     (world, point)
 }
 
+/// Kills the QEMU of a domain, as a crash of the host does.
+fn kill_qemu(name: &str) {
+    let pid = std::fs::read_to_string(format!("/run/libvirt/qemu/{name}.pid")).unwrap();
+    kill(&[Pid::from_raw(pid.trim().parse().unwrap()).unwrap()]);
+    wait_until("libvirt sees it", || {
+        run("virsh", &["domstate", name]).trim() == "shut off"
+    });
+}
+
+#[test]
+fn once_a_recovery_has_ended_no_crash_takes_anything_from_its_guest() {
+    let (world, point) = two_disks();
+    let expected = world.now();
+    let (clone, dir) = boot(&world, &point, &[]);
+    world.program.ok(&["boot", "--finish"]);
+    assert_over(&world, &clone.0);
+    // What QEMU held in memory only would be gone now.
+    kill_qemu(&format!("{}-boot", world.machine.name));
+    world
+        .images
+        .compare(&expected, &dir, "qcow2", "after the crash");
+}
+
+#[test]
+fn a_recovery_ends_by_itself_when_its_command_is_killed() {
+    let (world, point) = two_disks();
+    let expected = world.now();
+    let (dir, name) = (world.path("boot"), format!("{}-boot", world.machine.name));
+    let words = ["boot", &point, "--to", text(&dir), "--name", &name];
+    let command = world.program.start(&words);
+    wait_until("the guest has been started", || {
+        Path::new(&format!("/run/libvirt/qemu/{name}.pid")).exists()
+    });
+    command.signal(Signal::KILL);
+    command.wait();
+    let clone = Defined(run("virsh", &["domuuid", &name]).trim().to_owned());
+    wait_until("it has ended", || !is_pinned(&world));
+    wait_until("nobody serves", || servers(&world.program).is_empty());
+    assert_over(&world, &clone.0);
+    kill_qemu(&name);
+    world
+        .images
+        .compare(&expected, &dir, "qcow2", "after the crash");
+}
+
+#[test]
+fn a_guest_that_was_paused_by_a_command_that_was_killed_goes_on() {
+    let (world, point) = two_disks();
+    let (clone, _) = boot(&world, &point, &[]);
+    let name = format!("{}-boot", world.machine.name);
+    // As it is in the fraction of a second in which a recovery settles.
+    kill(&servers(&world.program));
+    wait_until("nobody serves", || servers(&world.program).is_empty());
+    run("virsh", &["suspend", &clone.0]);
+    let socket = format!("/run/libvirt/virtkeep/nbd.tunnelmigrate.dest.{name}");
+    std::fs::write(format!("{socket}.work"), "1 pausing").unwrap();
+    assert_eq!(status(&world.program)["state"], "running");
+    // But whom somebody has paused on purpose stays so.
+    run("virsh", &["suspend", &clone.0]);
+    assert_eq!(status(&world.program)["state"], "paused");
+    world
+        .program
+        .run(&["boot", "--finish"])
+        .refused(1, "stands still");
+    run("virsh", &["resume", &clone.0]);
+    world.program.ok(&["boot", "--finish"]);
+    assert_over(&world, &clone.0);
+}
+
+#[test]
+fn a_recovery_is_finished_whatever_became_of_its_domain() {
+    let (world, point) = two_disks();
+    let expected = world.now();
+    let (clone, dir) = boot(&world, &point, &[]);
+    let uuid = &clone.0;
+    let snapshot = world.path("snapshot.qcow2");
+    let spec = format!("vda,file={}", text(&snapshot));
+    let words = [
+        "snapshot-create-as",
+        uuid,
+        "s",
+        "--disk-only",
+        "--no-metadata",
+    ];
+    let disks = ["--diskspec", &spec, "--diskspec", "vdb,snapshot=no"];
+    run("virsh", &[&words[..], &disks[..]].concat());
+    let finish = ["boot", "--finish"];
+    world.program.run(&finish).refused(1, "beneath a snapshot");
+    let commit = ["blockcommit", uuid, "vda", "--active", "--pivot", "--wait"];
+    run("virsh", &commit);
+
+    run("virsh", &["destroy", uuid]);
+    let overlay = dir.join("vdb.qcow2");
+    run("qemu-img", &["snapshot", "-c", "s", text(&overlay)]);
+    world.program.run(&finish).refused(1, "snapshots inside");
+    run("qemu-img", &["snapshot", "-d", "s", text(&overlay)]);
+
+    run("virsh", &["undefine", uuid]);
+    let said = world.program.ok(&finish).stderr;
+    assert!(said.contains("virsh define"), "{said}");
+    assert_tidy(&world);
+    run("virsh", &["define", text(&dir.join("domain.xml"))]);
+    assert!(!run("virsh", &["dumpxml", uuid]).contains("nbd"));
+    world.images.compare(&expected, &dir, "qcow2", "in the end");
+}
+
+#[test]
+fn of_two_commands_at_once_only_one_works_on_a_recovery() {
+    let (world, point) = two_disks();
+    let expected = world.now();
+    let (dir, name) = (world.path("boot"), format!("{}-boot", world.machine.name));
+    let words = [
+        "boot",
+        &point,
+        "--to",
+        text(&dir),
+        "--name",
+        &name,
+        "--no-pull",
+    ];
+    let both = [world.program.start(&words), world.program.start(&words)];
+    let mut codes = both.map(|one| one.wait().code().unwrap());
+    codes.sort_unstable();
+    assert_eq!(codes[0], 0, "{codes:?}");
+    assert_ne!(codes[1], 0, "{codes:?}");
+    let clone = Defined(run("virsh", &["domuuid", &name]).trim().to_owned());
+    assert_eq!(status(&world.program)["state"], "running");
+    run("virsh", &["destroy", &clone.0]);
+    let finish = ["boot", "--finish"];
+    let both = [world.program.start(&finish), world.program.start(&finish)];
+    let mut codes = both.map(|one| one.wait().code().unwrap());
+    codes.sort_unstable();
+    assert_eq!(codes[0], 0, "{codes:?}");
+    assert_over(&world, &clone.0);
+    world.images.compare(&expected, &dir, "qcow2", "in the end");
+}
+
+#[test]
+fn an_abort_removes_nothing_that_belongs_to_another_recovery() {
+    let (world, point) = two_disks();
+    let expected = world.now();
+    let (clone, dir) = boot(&world, &point, &[]);
+    // As if an earlier command for the same place had been killed right after it had pinned the point.
+    let pins = world.program.repo().join("pins");
+    let pin = pins.join(&names_in(&pins)[0]);
+    let stale = "0123456789abcdef0123456789abcdef";
+    let text = std::fs::read_to_string(pin).unwrap();
+    let other = text.replace(&clone.0, "11111111-2222-4333-8444-555555555555");
+    std::fs::write(pins.join(stale), &other).unwrap();
+    world.program.run(&["boot", "--finish"]).refused(2, stale);
+    world.program.ok(&["boot", "--abort", stale, "--yes"]);
+    assert_eq!(status(&world.program)["state"], "running");
+    assert_eq!(status(&world.program)["served"], true);
+    // Nor does one of another host.
+    let there = other.replace("\"uid\":", "\"uid\":4");
+    assert_ne!(there, other);
+    std::fs::write(pins.join(stale), there).unwrap();
+    let abort = ["boot", "--abort", stale, "--yes"];
+    world.program.run(&abort).refused(1, "another host or user");
+    std::fs::remove_file(pins.join(stale)).unwrap();
+    world.program.ok(&["boot", "--finish"]);
+    assert_over(&world, &clone.0);
+    run("virsh", &["destroy", &clone.0]);
+    world.images.compare(&expected, &dir, "qcow2", "in the end");
+}
+
 #[test]
 fn a_recovery_outlives_a_crash_of_the_host_at_any_moment() {
     let (world, point) = two_disks();
@@ -145,12 +340,8 @@ fn a_recovery_outlives_a_crash_of_the_host_at_any_moment() {
             }
         }
         let name = format!("{}-boot", world.machine.name);
-        let pid = std::fs::read_to_string(format!("/run/libvirt/qemu/{name}.pid")).unwrap();
-        kill(&[Pid::from_raw(pid.trim().parse().unwrap()).unwrap()]);
+        kill_qemu(&name);
         kill(&servers(&world.program));
-        wait_until("libvirt sees it", || {
-            run("virsh", &["domstate", uuid]).trim() == "shut off"
-        });
         world.program.ok(&["boot", "--finish", &name]);
         assert_over(&world, uuid);
         world
@@ -201,7 +392,7 @@ fn an_aborted_recovery_leaves_nothing() {
     world.program.run(&["boot", "--abort"]).refused(2, "--yes");
     world.program.ok(&["boot", "--abort", "--yes"]);
     assert!(!dir.exists());
-    assert_eq!(servers(&world.program), []);
+    assert_tidy(&world);
     let gone = std::process::Command::new("virsh")
         .args(["domstate", &clone.0])
         .output();

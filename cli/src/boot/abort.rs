@@ -1,42 +1,65 @@
 //! Undoing a recovery: the guest ends, and all that was made for it goes, the pin last.
 
-use anyhow::{Context as _, Result, bail};
+use std::io::ErrorKind;
+
+use anyhow::{Context as _, Result};
 use virtkeep_repo::Repository;
 
+use super::claim::Claim;
 use super::machine::{Machine, State};
-use super::record::Pinned;
-use super::server;
-use crate::output::shown;
+use super::overlay;
+use super::record::{Pinned, Recovery};
+use super::server::{self, remove};
+use super::work::Work;
 
-/// Undoes it. What its guest has written is lost.
-pub(crate) fn abort(repo: &Repository, pinned: &Pinned) -> Result<()> {
+/// Undoes it. What its guest has written is lost. A domain that does not use its images is left alone, and so
+/// are images that a guest uses, whichever it is, and whatever lies in a directory that is not its own.
+pub(crate) fn abort(repo: &Repository, pinned: &Pinned, work: Work) -> Result<()> {
     let recovery = &pinned.recovery;
     let mut machine = Machine::connect(recovery)?;
-    if machine.state()? != State::Gone {
-        if !machine.is_ours()? {
-            bail!(
-                "the domain {} does not use the images in {} any more: undefine or rename it first",
-                shown(&recovery.domain),
-                recovery.directory.display()
-            );
-        }
+    if machine.state()? != State::Gone && machine.is_ours()? {
         machine.destroy()?;
         machine.undefine()?;
     }
-    server::stop(recovery)?;
-    let overlays = recovery.disks.iter().map(|disk| &disk.overlay);
-    for path in overlays.chain(&recovery.files).chain([&recovery.log()]) {
-        server::remove(path)?;
-    }
-    if recovery.made_directory {
-        // Unless somebody has put something into it.
-        match std::fs::remove_dir(&recovery.directory) {
-            Err(error) if error.kind() == std::io::ErrorKind::NotFound => {}
-            Err(error) if error.kind() == std::io::ErrorKind::DirectoryNotEmpty => {}
-            removed => removed
-                .with_context(|| format!("cannot remove {}", recovery.directory.display()))?,
+    let claim = Claim::of(pinned);
+    let is_ours = claim.holds()?;
+    if is_ours {
+        for disk in &recovery.disks {
+            overlay::check_unused(&disk.overlay)?;
         }
     }
+    server::stop(pinned)?;
+    if is_ours {
+        remove_files(recovery)?;
+        claim.remove()?;
+    }
+    if recovery.made_directory {
+        remove_directory(recovery)?;
+    }
     repo.remove_pin(&pinned.pin)?;
+    work.end()
+}
+
+fn remove_files(recovery: &Recovery) -> Result<()> {
+    let overlays = recovery.disks.iter().map(|disk| &disk.overlay);
+    let other = [recovery.log(), recovery.definition()];
+    for path in overlays.chain(&recovery.files).chain(&other) {
+        remove(path)?;
+    }
     Ok(())
+}
+
+/// Removes the directory, unless somebody has put something into it.
+fn remove_directory(recovery: &Recovery) -> Result<()> {
+    match std::fs::remove_dir(&recovery.directory) {
+        Err(error)
+            if !matches!(
+                error.kind(),
+                ErrorKind::NotFound | ErrorKind::NotADirectory | ErrorKind::DirectoryNotEmpty
+            ) =>
+        {
+            Err(error).with_context(|| format!("cannot remove {}", recovery.directory.display()))
+        }
+        _ => Ok(()),
+    }
 }

@@ -11,12 +11,15 @@ use virt::error::ErrorNumber;
 use virt::sys;
 use virtkeep_capture::{BlockJob, LibvirtError};
 
-use super::record::Recovery;
-use crate::define::backing::{leaning_on, without_server};
+use super::record::{Home, Recovery};
+use crate::define::backing::{self, Place, leaning_on, without_server};
 use crate::output::shown;
 
 /// How long a daemon may take to come back.
 const DAEMON_LIMIT: Duration = Duration::from_secs(60);
+
+/// How long a guest may take to end.
+const ENDING_LIMIT: Duration = Duration::from_secs(30);
 
 /// What the guest is doing.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, serde::Serialize)]
@@ -28,6 +31,8 @@ pub(crate) enum State {
     Paused,
     /// QEMU has paused it, since a disk did not answer.
     Waiting,
+    /// It is just ending.
+    Ending,
     /// It is off.
     ShutOff,
     /// libvirt does not know it.
@@ -35,12 +40,18 @@ pub(crate) enum State {
 }
 
 impl State {
+    /// Whether QEMU is there.
+    pub(crate) fn is_active(self) -> bool {
+        !matches!(self, Self::ShutOff | Self::Gone)
+    }
+
     /// In words.
     pub(crate) fn describe(self) -> &'static str {
         match self {
             Self::Running => "running",
             Self::Paused => "paused",
             Self::Waiting => "waiting for its disk",
+            Self::Ending => "ending",
             Self::ShutOff => "shut off",
             Self::Gone => "gone",
         }
@@ -56,12 +67,21 @@ pub(crate) struct Machine<'a> {
 impl<'a> Machine<'a> {
     /// Connects to its libvirt. The domain itself need not be there.
     pub(crate) fn connect(recovery: &'a Recovery) -> Result<Self> {
+        if recovery.home != Home::here() {
+            bail!(
+                "the recovery of {} belongs to another host or user: only there its guest can be seen",
+                shown(&recovery.domain)
+            );
+        }
         virt::error::clear_error_callback();
-        let connection = Connect::open(recovery.libvirt.as_deref())
+        let connection = Connect::open(Some(&recovery.libvirt))
             .map_err(LibvirtError::from)
-            .context(
-                "cannot connect to libvirt: is the daemon running, and may this user use it?",
-            )?;
+            .with_context(|| {
+                format!(
+                    "cannot connect to libvirt at {}: is the daemon running, and may this user use it?",
+                    recovery.libvirt
+                )
+            })?;
         Ok(Self {
             recovery,
             connection,
@@ -88,7 +108,7 @@ impl<'a> Machine<'a> {
                         bail!("libvirt has gone and does not come back");
                     }
                     std::thread::sleep(Duration::from_millis(250));
-                    if let Ok(again) = Connect::open(self.recovery.libvirt.as_deref()) {
+                    if let Ok(again) = Connect::open(Some(&self.recovery.libvirt)) {
                         self.connection = again;
                     }
                 }
@@ -102,21 +122,35 @@ impl<'a> Machine<'a> {
 
     /// What the guest is doing.
     pub(crate) fn state(&mut self) -> Result<State> {
-        match self.ask("ask for the state of", |domain| Ok(domain.state()?)) {
-            Ok((state, reason)) => Ok(match state.known() {
-                Some(DomainState::Shutoff | DomainState::Crashed) => State::ShutOff,
-                Some(DomainState::Paused) => match reason {
-                    DomainStateReasonEnum::Known(DomainStateReason::Paused(paused))
-                        if paused.is(DomainPausedReason::IOError) =>
-                    {
-                        State::Waiting
-                    }
-                    _ => State::Paused,
-                },
-                _ => State::Running,
-            }),
-            Err(error) if is_missing(&error) => Ok(State::Gone),
-            Err(error) => Err(error),
+        let ask = |domain: &Domain| Ok((domain.state()?, domain.is_active()?));
+        let ((state, reason), is_active) = match self.ask("ask for the state of", ask) {
+            Err(error) if is_missing(&error) => return Ok(State::Gone),
+            asked => asked?,
+        };
+        Ok(match (state.known(), reason) {
+            _ if !is_active => State::ShutOff,
+            (Some(DomainState::Shutdown | DomainState::Shutoff), _) => State::Ending,
+            (
+                Some(DomainState::Paused),
+                DomainStateReasonEnum::Known(DomainStateReason::Paused(paused)),
+            ) if paused.is(DomainPausedReason::IOError) => State::Waiting,
+            (Some(DomainState::Paused | DomainState::Crashed | DomainState::PMSuspended), _) => {
+                State::Paused
+            }
+            _ => State::Running,
+        })
+    }
+
+    /// The state, once a guest that is just ending has ended.
+    pub(crate) fn settled_state(&mut self) -> Result<State> {
+        let deadline = Instant::now() + ENDING_LIMIT;
+        loop {
+            match self.state() {
+                Ok(State::Ending) | Err(_) if Instant::now() < deadline => {
+                    std::thread::sleep(Duration::from_millis(100));
+                }
+                state => return state,
+            }
         }
     }
 
@@ -136,16 +170,25 @@ impl<'a> Machine<'a> {
         })
     }
 
-    /// Whether its definition is ours: one of our images is in it.
+    /// Whether it is the domain of the recovery: one of the images is in use by it or its definition.
     pub(crate) fn is_ours(&mut self) -> Result<bool> {
-        let xml = self.xml(sys::VIR_DOMAIN_XML_INACTIVE)?;
-        let document = roxmltree::Document::parse(&xml).context("cannot read the definition")?;
-        let files: Vec<&str> = document
-            .descendants()
-            .filter_map(|node| node.attribute("file"))
-            .collect();
-        let mut overlays = self.recovery.disks.iter();
-        Ok(overlays.any(|disk| files.iter().any(|file| disk.overlay.to_str() == Some(file))))
+        for flags in [0, sys::VIR_DOMAIN_XML_INACTIVE] {
+            let xml = self.xml(flags)?;
+            for disk in &self.recovery.disks {
+                if backing::place_of(&xml, &disk.overlay)? != Place::Nowhere {
+                    return Ok(true);
+                }
+            }
+        }
+        Ok(false)
+    }
+
+    /// Where each image of the recovery is in the disks of the running guest.
+    pub(crate) fn places(&mut self) -> Result<Vec<Place>> {
+        let xml = self.xml(0)?;
+        let disks = self.recovery.disks.iter();
+        let places = disks.map(|disk| backing::place_of(&xml, &disk.overlay));
+        Ok(places.collect::<Result<_, _>>()?)
     }
 
     /// Starts moving the data of a disk in.
@@ -161,9 +204,14 @@ impl<'a> Machine<'a> {
         })
     }
 
-    /// Lets a guest go on that waits for its disk.
+    /// Lets a guest go on that waits for its disk, or was paused for a moment.
     pub(crate) fn resume(&mut self) -> Result<()> {
-        self.ask("resume", |domain| Ok(domain.resume().map(drop)?))
+        let resumed = self.ask("resume", |domain| Ok(domain.resume().map(drop)?));
+        match resumed {
+            // Somebody else was faster.
+            Err(_) if self.state()? == State::Running => Ok(()),
+            resumed => resumed,
+        }
     }
 
     /// Stands the guest still; QEMU writes out all that it holds of its images meanwhile.
@@ -200,12 +248,18 @@ impl<'a> Machine<'a> {
         })
     }
 
-    /// Removes the definition, with all that libvirt keeps for it.
+    /// Removes the definition, with all that libvirt keeps for it; but what it keeps of an original was
+    /// there before the recovery.
     pub(crate) fn undefine(&mut self) -> Result<()> {
-        let flags = sys::VIR_DOMAIN_UNDEFINE_MANAGED_SAVE
+        let files = if self.recovery.as_original {
+            sys::VIR_DOMAIN_UNDEFINE_KEEP_NVRAM | sys::VIR_DOMAIN_UNDEFINE_KEEP_TPM
+        } else {
+            sys::VIR_DOMAIN_UNDEFINE_NVRAM | sys::VIR_DOMAIN_UNDEFINE_TPM
+        };
+        let flags = files
+            | sys::VIR_DOMAIN_UNDEFINE_MANAGED_SAVE
             | sys::VIR_DOMAIN_UNDEFINE_SNAPSHOTS_METADATA
-            | sys::VIR_DOMAIN_UNDEFINE_CHECKPOINTS_METADATA
-            | sys::VIR_DOMAIN_UNDEFINE_NVRAM;
+            | sys::VIR_DOMAIN_UNDEFINE_CHECKPOINTS_METADATA;
         self.ask("undefine", |domain| Ok(domain.undefine_flags(flags)?))
     }
 }

@@ -36,13 +36,16 @@
 //!   it completes the overlay of a guest that is off.
 
 pub(crate) mod abort;
+mod claim;
 pub(crate) mod finish;
+pub(crate) mod keeper;
 pub(crate) mod machine;
 mod overlay;
-mod place;
+pub(crate) mod place;
 pub(crate) mod pull;
 pub(crate) mod record;
 pub(crate) mod server;
 pub(crate) mod start;
 pub(crate) mod status;
 pub(crate) mod trial;
+pub(crate) mod work;

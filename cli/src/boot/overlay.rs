@@ -3,11 +3,13 @@
 //! QEMU's tools work on them while no guest does; QEMU's own lock keeps both apart.
 
 use std::fs::File;
-use std::io::Read;
+use std::io::{BufRead, BufReader, Read};
 use std::path::Path;
 use std::process::{Command, Stdio};
 
 use anyhow::{Context as _, Result, bail, ensure};
+use serde::Deserialize;
+use serde_json::json;
 use virtkeep_repo::{Cancel, Progress};
 
 use crate::serve::address::unix_uri;
@@ -48,6 +50,83 @@ pub(crate) fn sync(path: &Path) -> Result<()> {
     File::open(path)
         .and_then(|file| file.sync_all())
         .with_context(|| format!("cannot sync {}", path.display()))
+}
+
+/// Makes sure that an image has no internal snapshots: those would not get the data that is moved in, and
+/// read as zeroes what they lack.
+pub(crate) fn check_snapshots(path: &Path) -> Result<()> {
+    #[derive(Deserialize)]
+    struct Info {
+        #[serde(default)]
+        snapshots: Vec<serde::de::IgnoredAny>,
+    }
+    let mut tool = qemu_img("info");
+    tool.args(["-U", "--output=json", "-f", "qcow2"]).arg(path);
+    let json = run(&mut tool, "look at", path)?;
+    let info: Info = serde_json::from_slice(&json)
+        .with_context(|| format!("cannot read what qemu-img says of {}", path.display()))?;
+    ensure!(
+        info.snapshots.is_empty(),
+        "{} has snapshots inside, which would lose the data that is not moved in yet: delete them with \
+         `virsh snapshot-delete`, then run `virtkeep boot --finish`",
+        path.display()
+    );
+    Ok(())
+}
+
+/// Whether an image that was pulled into holds every byte of its disk, as it is on the disk now, whatever
+/// its header says. QEMU may have it open, so it is right only if nothing of weight is in its memory.
+pub(crate) fn is_complete(path: &Path) -> Result<bool> {
+    #[derive(Deserialize)]
+    struct Extent {
+        present: bool,
+    }
+    let place = json!({
+        "driver": "qcow2",
+        // What is not in it counts as missing, wherever it would be read from.
+        "backing": null,
+        "file": {"driver": "file", "filename": path.to_str()},
+    });
+    let mut tool = qemu_img("map");
+    tool.args(["-U", "--output=json"])
+        .arg(format!("json:{place}"));
+    tool.stdout(Stdio::piped()).stderr(Stdio::piped());
+    let mut child = tool
+        .spawn()
+        .context("cannot run qemu-img: install qemu-utils")?;
+    let stdout = child.stdout.take().context("no pipe from qemu-img")?;
+    // An extent per line, of which there may be millions.
+    let (mut extents, mut complete) = (0, true);
+    for line in BufReader::new(stdout).lines() {
+        let line = line.context("cannot read from qemu-img")?;
+        let line = line.trim_matches(['[', ']', ',', ' ']);
+        if line.is_empty() {
+            continue;
+        }
+        let extent: Extent = serde_json::from_str(line)
+            .with_context(|| format!("qemu-img says {line:?} of {}", path.display()))?;
+        extents += 1;
+        complete &= extent.present;
+    }
+    let done = child
+        .wait_with_output()
+        .context("cannot wait for qemu-img")?;
+    let said = String::from_utf8_lossy(&done.stderr);
+    ensure!(
+        done.status.success(),
+        "cannot look at {}: {}",
+        path.display(),
+        said.trim()
+    );
+    Ok(complete && extents > 0)
+}
+
+/// Makes sure that no guest has an image open, which need not be there.
+pub(crate) fn check_unused(path: &Path) -> Result<()> {
+    if path.exists() {
+        virtkeep_capture::check_unused(path)?;
+    }
+    Ok(())
 }
 
 /// Moves the data into an image of a domain that is shut off. Killed in between, it can be done again.

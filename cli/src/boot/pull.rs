@@ -4,7 +4,7 @@
 //! watched. Whoever watches may go at any time.
 
 use std::collections::HashMap;
-use std::time::Duration;
+use std::time::{Duration, Instant};
 
 use anyhow::{Result, bail};
 use virtkeep_repo::{ByteLen, Cancel, Progress};
@@ -18,7 +18,10 @@ use crate::progress::DiskProgress;
 
 /// How often it is looked how far the jobs are.
 const LOOK_AGAIN: Duration = Duration::from_millis(200);
-/// How often a job that broke off is begun again. It does break off when the server is away for long.
+/// How often the server is looked at.
+const LOOK_AT_SERVER: Duration = Duration::from_secs(1);
+/// How often a job that broke off is begun again before it has got further. It does break off
+/// when the server is away for long.
 const TRIES_MAX: u32 = 20;
 
 /// Why nothing more is being moved.
@@ -27,7 +30,7 @@ pub(crate) enum Outcome {
     /// All of it has been.
     Complete,
     /// The guest does not run any more.
-    Stopped(State),
+    Stopped,
     /// We were asked to stop watching.
     Interrupted,
 }
@@ -48,35 +51,46 @@ pub(crate) fn pull(
     cancel: &Cancel,
 ) -> Result<Outcome> {
     let mut moving: HashMap<String, Moving> = HashMap::new();
+    let mut served: Option<Instant> = None;
     loop {
         if cancel.check().is_err() {
             return Ok(Outcome::Interrupted);
         }
-        match machine.state()? {
-            State::Waiting => {
-                server::ensure(context, pinned)?;
-                machine.resume()?;
-            }
+        if served.is_none_or(|served| served.elapsed() > LOOK_AT_SERVER) {
+            server::ensure(context, pinned)?;
+            served = Some(Instant::now());
+        }
+        match machine.settled_state()? {
+            State::Waiting => machine.resume()?,
             State::Running | State::Paused => {}
-            stopped @ (State::ShutOff | State::Gone) => return Ok(Outcome::Stopped(stopped)),
+            State::ShutOff | State::Gone | State::Ending => return Ok(Outcome::Stopped),
         }
-        let leaning = match machine.leaning() {
-            // It may have been shut off in between.
-            Err(_) if machine.state()? == State::ShutOff => {
-                return Ok(Outcome::Stopped(State::ShutOff));
-            }
-            leaning => leaning?,
-        };
-        moving.retain(|target, _| leaning.contains(target));
-        if leaning.is_empty() {
-            return Ok(Outcome::Complete);
-        }
-        for target in leaning {
-            let one = moving.entry(target.clone()).or_default();
-            step(context, pinned, machine, &target, one)?;
+        let looked = look(context, pinned, machine, &mut moving);
+        match looked {
+            Ok(true) => return Ok(Outcome::Complete),
+            Ok(false) => {}
+            // It may have ended in between.
+            Err(_) if !machine.settled_state()?.is_active() => return Ok(Outcome::Stopped),
+            Err(error) => return Err(error),
         }
         std::thread::sleep(LOOK_AGAIN);
     }
+}
+
+/// Looks after all jobs; whether all data has been moved.
+fn look(
+    context: &Context,
+    pinned: &Pinned,
+    machine: &mut Machine<'_>,
+    moving: &mut HashMap<String, Moving>,
+) -> Result<bool> {
+    let leaning = machine.leaning()?;
+    moving.retain(|target, _| leaning.contains(target));
+    for target in &leaning {
+        let one = moving.entry(target.clone()).or_default();
+        step(context, pinned, machine, target, one)?;
+    }
+    Ok(leaning.is_empty())
 }
 
 fn step(
@@ -89,34 +103,31 @@ fn step(
     let disks = &pinned.recovery.disks;
     let disk = disks.iter().find(|disk| disk.target == target);
     let size_bytes = disk.map_or(0, |disk| disk.size_bytes);
-    match machine.job(target) {
-        Ok(Some(job)) => {
-            let progress = one.progress.get_or_insert_with(|| {
-                let len = ByteLen(size_bytes);
-                context.reporter.disk(target, "moving its data in", len)
-            });
-            let share = job.done as f64 / job.total.max(1) as f64;
-            let now = (size_bytes as f64 * share) as u64;
-            progress.passed(now.saturating_sub(one.passed));
-            one.passed = one.passed.max(now);
+    if let Some(job) = machine.job(target)? {
+        let progress = one.progress.get_or_insert_with(|| {
+            let len = ByteLen(size_bytes);
+            context.reporter.disk(target, "moving its data in", len)
+        });
+        let share = job.done as f64 / job.total.max(1) as f64;
+        let now = (size_bytes as f64 * share) as u64;
+        if now > one.passed {
+            progress.passed(now - one.passed);
+            (one.passed, one.tries) = (now, 0);
         }
-        // Complete since we asked, or broken off, or not begun.
-        Ok(None) if machine.leaning()?.iter().any(|still| still == target) => {
-            one.tries += 1;
-            if one.tries > TRIES_MAX {
-                bail!(
-                    "the data of {} cannot be moved in: the job breaks off each time. The guest goes \
-                     on; look into {}, then run `virtkeep boot --finish`",
-                    shown(target),
-                    pinned.recovery.log().display()
-                );
-            }
-            server::ensure(context, pinned)?;
-            machine.pull(target)?;
-        }
-        Ok(None) => {}
-        Err(_) if machine.state()? == State::ShutOff => {}
-        Err(error) => return Err(error),
+        return Ok(());
     }
-    Ok(())
+    // Complete since we asked, or broken off, or not begun.
+    if !machine.leaning()?.iter().any(|still| still == target) {
+        return Ok(());
+    }
+    one.tries += 1;
+    if one.tries > TRIES_MAX {
+        bail!(
+            "the data of {} cannot be moved in: the job breaks off each time. The guest goes \
+             on; look into {}, then run `virtkeep boot --finish`",
+            shown(target),
+            pinned.recovery.log().display()
+        );
+    }
+    machine.pull(target)
 }

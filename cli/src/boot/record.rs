@@ -22,8 +22,14 @@ pub(crate) struct Recovery {
     pub(crate) domain: String,
     /// The domain's uuid.
     pub(crate) uuid: String,
-    /// The libvirt that runs it, where one was named.
-    pub(crate) libvirt: Option<String>,
+    /// Whether the domain is the original, and not a clone.
+    pub(crate) as_original: bool,
+    /// Whether its data is moved in without being asked for again.
+    pub(crate) pull: bool,
+    /// The host and the user that began it: nobody else sees its guest.
+    pub(crate) home: Home,
+    /// The libvirt that runs it: a URI, in full.
+    pub(crate) libvirt: String,
     /// Where its images and files are. Absolute.
     pub(crate) directory: PathBuf,
     /// Whether the directory was made for it.
@@ -36,6 +42,26 @@ pub(crate) struct Recovery {
     pub(crate) disks: Vec<RecoveredDisk>,
     /// Firmware variables and the like, and the files that its domain writes.
     pub(crate) files: Vec<PathBuf>,
+}
+
+/// Where a recovery is at home.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub(crate) struct Home {
+    /// Tells hosts apart; none where the host has no such id.
+    machine_id: Option<String>,
+    /// The user.
+    uid: u32,
+}
+
+impl Home {
+    /// This host, and this user.
+    pub(crate) fn here() -> Self {
+        let machine_id = std::fs::read_to_string("/etc/machine-id").ok();
+        Self {
+            machine_id: machine_id.map(|id| id.trim().to_owned()),
+            uid: rustix::process::geteuid().as_raw(),
+        }
+    }
 }
 
 /// A disk of a recovery.
@@ -74,36 +100,34 @@ impl Pinned {
         );
         let details = serde_json::to_value(&recovery)?;
         let pin = repo.pin_with(&[point], PinKind::InUse, &reason, Some(details))?;
-        Self::of(repo, &pin)
+        Self::of(repo, &pin)?.with_context(|| format!("the pin {pin} has gone"))
     }
 
-    /// The recovery of this pin.
-    pub(crate) fn of(repo: &Repository, pin: &str) -> Result<Self> {
-        let pins = repo.pins().scan()?.sound.into_iter();
-        let found = pins.filter_map(from_pin).find(|found| found.pin == pin);
-        found.with_context(|| format!("there is no recovery {pin}"))
+    /// The recovery of this pin; none once it has ended.
+    pub(crate) fn of(repo: &Repository, pin: &str) -> Result<Option<Self>> {
+        let mut all = Self::all(repo)?;
+        all.retain(|found| found.pin == pin);
+        if all.is_empty() {
+            // One that is damaged has not ended.
+            repo.pins().list()?;
+        }
+        Ok(all.pop())
     }
 
     /// All recoveries that have not ended, the oldest first.
     pub(crate) fn all(repo: &Repository) -> Result<Vec<Self>> {
-        let mut all: Vec<Self> = repo
-            .pins()
-            .scan()?
-            .sound
-            .into_iter()
-            .filter_map(from_pin)
-            .collect();
+        let pins = repo.pins().scan()?.sound.into_iter();
+        let mut all: Vec<Self> = pins.filter_map(|(name, pin)| from_pin(name, pin)).collect();
         all.sort_by(|a, b| (a.since, &a.pin).cmp(&(b.since, &b.pin)));
         Ok(all)
     }
 
-    /// The one that is meant: by the name or uuid of its domain, or the only one there is.
+    /// The one that is meant: by the name or uuid of its domain or its pin, or the only one there is.
     pub(crate) fn find(repo: &Repository, name: Option<&str>) -> Result<Self> {
         let mut all = Self::all(repo)?;
-        let names: Vec<String> = all.iter().map(|one| shown(&one.recovery.domain)).collect();
-        let names = names.join(", ");
+        let names = names(&all);
         if let Some(name) = name {
-            all.retain(|one| one.recovery.domain == name || one.recovery.uuid == name);
+            all.retain(|one| one.is_called(name));
         }
         if all.is_empty() {
             // One that is damaged may be the one that is meant.
@@ -120,13 +144,30 @@ impl Pinned {
                 "no recovery of {} is under way: there is {names}",
                 shown(name)
             )),
-            (_, _) => Err(usage(format!("say which recovery is meant: {names}"))),
+            (_, _) => Err(usage(format!(
+                "say which recovery is meant, by name or id: {}",
+                self::names(&all)
+            ))),
         }
+    }
+
+    fn is_called(&self, name: &str) -> bool {
+        [&self.recovery.domain, &self.recovery.uuid, &self.pin]
+            .into_iter()
+            .any(|one| one == name)
     }
 }
 
+/// How recoveries are called, so that one can be named.
+fn names(all: &[Pinned]) -> String {
+    let names = all
+        .iter()
+        .map(|one| format!("{} ({})", shown(&one.recovery.domain), one.pin));
+    names.collect::<Vec<_>>().join(", ")
+}
+
 /// None of pins that others set.
-fn from_pin((name, pin): (String, Pin)) -> Option<Pinned> {
+pub(crate) fn from_pin(name: String, pin: Pin) -> Option<Pinned> {
     let recovery = serde_json::from_value(pin.details?).ok()?;
     Some(Pinned {
         pin: name,
@@ -138,14 +179,23 @@ fn from_pin((name, pin): (String, Pin)) -> Option<Pinned> {
 
 impl Recovery {
     /// Beside the socket: locked while somebody looks after the server.
-    pub(crate) fn lock(&self) -> PathBuf {
-        let dir = self.socket.parent().unwrap_or(Path::new("/"));
-        dir.join(format!("{}.lock", self.uuid))
+    pub(crate) fn keeper_file(&self) -> PathBuf {
+        beside(&self.socket, "keeper")
+    }
+
+    /// Beside the socket: locked while somebody works on the recovery.
+    pub(crate) fn work_file(&self) -> PathBuf {
+        beside(&self.socket, "work")
     }
 
     /// What the server has to say.
     pub(crate) fn log(&self) -> PathBuf {
         self.directory.join("virtkeep-server.log")
+    }
+
+    /// Its definition as it is to be in the end, should libvirt lose the other.
+    pub(crate) fn definition(&self) -> PathBuf {
+        self.directory.join("domain.xml")
     }
 
     /// Where its disks are found, as text: as in domain XML.
@@ -160,4 +210,11 @@ impl Recovery {
             .map(|disk| (disk.target.clone(), disk.policies.clone()))
             .collect()
     }
+}
+
+fn beside(socket: &Path, kind: &str) -> PathBuf {
+    let mut name = socket.as_os_str().to_owned();
+    name.push(".");
+    name.push(kind);
+    PathBuf::from(name)
 }

@@ -1,16 +1,15 @@
-//! The server of a recovery: a process of its own that survives the command and its terminal, and one
-//! below it that serves.
+//! The server of a recovery: a process that serves its point to QEMU alone, and survives the command that
+//! started it, and its terminal.
 //!
-//! The guest reads from it until all data has been moved, so it must come back when it is killed: the
-//! upper process does nothing but start the lower one again, and holds the lock that says somebody looks
-//! after the recovery. Should both be gone, as after a reboot, `boot --status` and `boot --finish` start
-//! them again. The lower one ends with the upper one. Neither holds a descriptor or a lock of the
+//! The guest reads from it until all data has been moved, so it must come back when it is killed: its
+//! parent, the keeper ([`super::keeper`]), sees to that, and holds the lock that says so. Should both be gone,
+//! as after a reboot, `boot --status` and `boot --finish` start them again. Neither holds a lock of the
 //! command that started it; what they have to say is in the recovery's log file.
 
-use std::fs::{File, OpenOptions};
-use std::io::{Read, Seek, Write};
+use std::fs::OpenOptions;
 use std::os::unix::fs::MetadataExt;
 use std::os::unix::net::UnixStream;
+use std::os::unix::process::CommandExt;
 use std::path::Path;
 use std::process::{Child, Command, Stdio};
 use std::sync::Arc;
@@ -18,16 +17,13 @@ use std::time::{Duration, Instant};
 
 use anyhow::{Context as _, Result, bail};
 use nbd_server::{ExportMap, Exports, Listener, Running, Server};
-use rustix::fs::{FlockOperation, flock};
-use rustix::process::{Pid, Signal};
-use signal_hook::consts::{SIGCHLD, SIGHUP, SIGINT, SIGTERM};
-use signal_hook::iterator::Signals as Arriving;
+use rustix::process::{Pid, Signal, getppid};
 use virtkeep_repo::{PointId, Repository};
 
 use super::place;
 use super::record::{Pinned, Recovery};
+use super::work;
 use crate::context::Context;
-use crate::output::complain;
 use crate::serve::catalog::Catalog;
 use crate::serve::room::Room;
 use crate::signals::Signals;
@@ -40,41 +36,54 @@ const PATIENCE: Duration = Duration::from_secs(60);
 const LOOK_AGAIN: Duration = Duration::from_millis(10);
 /// How long requests that have arrived may take once the server was asked to end.
 const GRACE: Duration = Duration::from_secs(10);
-/// How long the upper process waits before it starts another lower one.
-const PAUSE_MIN: Duration = Duration::from_millis(100);
-const PAUSE_MAX: Duration = Duration::from_secs(5);
+
+/// Who looks after a server.
+pub(super) struct Keeper {
+    pub(super) pid: Pid,
+    /// The pin of the recovery that it serves.
+    pub(super) pin: String,
+}
 
 /// Makes sure that the recovery is served. Returns whether a server had to be started.
 pub(crate) fn ensure(context: &Context, pinned: &Pinned) -> Result<bool> {
     let recovery = &pinned.recovery;
     place::make_socket_directory(&recovery.socket)?;
-    if is_serving(recovery) {
-        return Ok(false);
-    }
     let mut started = None;
     let deadline = Instant::now() + PATIENCE;
-    while !is_serving(recovery) {
+    loop {
+        let keeper = keeper(recovery)?;
+        if let Some(keeper) = &keeper
+            && keeper.pin != pinned.pin
+        {
+            bail!(
+                "{} is served to another recovery of the same name, from another repository: end that first",
+                recovery.socket.display()
+            );
+        }
+        if keeper.is_some() && is_serving(recovery) {
+            return Ok(started.is_some());
+        }
         if Instant::now() > deadline {
             bail!(
                 "the server does not answer: see {}",
                 recovery.log().display()
             );
         }
-        if started.is_none() && keeper(recovery)?.is_none() {
+        if let Some(child) = &mut started {
+            let child: &mut Child = child;
+            if let Some(status) = child.try_wait()?
+                && keeper.is_none()
+            {
+                bail!(
+                    "the server has ended ({status}): {}",
+                    last_line(&recovery.log())
+                );
+            }
+        } else if keeper.is_none() {
             started = Some(start(context, pinned)?);
-        }
-        if let Some(child) = &mut started
-            && let Some(status) = child.try_wait()?
-            && keeper(recovery)?.is_none()
-        {
-            bail!(
-                "the server has ended ({status}): {}",
-                last_line(&recovery.log())
-            );
         }
         std::thread::sleep(LOOK_AGAIN);
     }
-    Ok(started.is_some())
 }
 
 /// Whether the recovery is served right now.
@@ -87,21 +96,30 @@ pub(crate) fn is_serving(recovery: &Recovery) -> bool {
     owner.is_none_or(|owner| socket.uid() == owner) && UnixStream::connect(&recovery.socket).is_ok()
 }
 
-/// Ends the server, and removes its socket and lock. Nothing happens where there is none.
-pub(crate) fn stop(recovery: &Recovery) -> Result<()> {
+/// Ends the server and its keeper, and removes socket and lock. Nothing happens where there is none. Whoever
+/// calls this has the work, so that nobody starts another one.
+pub(crate) fn stop(pinned: &Pinned) -> Result<()> {
+    let recovery = &pinned.recovery;
     let deadline = Instant::now() + PATIENCE;
-    while let Some(pid) = keeper(recovery)? {
+    while let Some(keeper) = keeper(recovery)? {
+        if keeper.pin != pinned.pin {
+            return Ok(());
+        }
         // Gone meanwhile is as good.
-        let _ = rustix::process::kill_process(pid, Signal::TERM);
+        let _ = rustix::process::kill_process(keeper.pid, Signal::TERM);
         if Instant::now() > deadline {
-            bail!("the server (process {}) does not end", pid.as_raw_pid());
+            let pid = keeper.pid.as_raw_pid();
+            bail!("the server (process {pid}) does not end");
         }
         std::thread::sleep(LOOK_AGAIN);
     }
-    for path in [&recovery.socket, &recovery.lock()] {
-        remove(path)?;
-    }
-    Ok(())
+    remove_traces(recovery)
+}
+
+/// Removes what a server that has ended leaves beside the images.
+pub(super) fn remove_traces(recovery: &Recovery) -> Result<()> {
+    remove(&recovery.socket)?;
+    remove(&recovery.keeper_file())
 }
 
 /// Removes a file that may be gone already.
@@ -115,20 +133,20 @@ pub(super) fn remove(path: &Path) -> Result<()> {
     }
 }
 
-/// The upper process, if it lives: only then the lock is held, and the number in it is right.
-fn keeper(recovery: &Recovery) -> Result<Option<Pid>> {
-    let path = recovery.lock();
-    let mut file = match File::open(&path) {
-        Err(error) if error.kind() == std::io::ErrorKind::NotFound => return Ok(None),
-        file => file.with_context(|| format!("cannot open {}", path.display()))?,
-    };
-    if flock(&file, FlockOperation::NonBlockingLockShared).is_ok() {
+/// Who looks after the server on this socket, if anybody does: only then the lock is held, and what is in the
+/// file is right.
+pub(super) fn keeper(recovery: &Recovery) -> Result<Option<Keeper>> {
+    let path = recovery.keeper_file();
+    if !work::is_locked(&path)? {
         return Ok(None);
     }
-    let mut text = String::new();
-    file.read_to_string(&mut text)?;
+    let text = std::fs::read_to_string(&path).unwrap_or_default();
     // Not written yet: whoever looks again will see it.
-    Ok(text.trim().parse().ok().and_then(Pid::from_raw))
+    Ok(text.split_once(' ').and_then(|(pid, pin)| {
+        let pid = Pid::from_raw(pid.parse().ok()?)?;
+        let pin = pin.to_owned();
+        Some(Keeper { pid, pin })
+    }))
 }
 
 fn start(context: &Context, pinned: &Pinned) -> Result<Child> {
@@ -148,10 +166,11 @@ fn start(context: &Context, pinned: &Pinned) -> Result<Child> {
 }
 
 /// The hidden command, without any standard files yet.
-fn this_program(context: &Context, pin: &str) -> Result<Command> {
+pub(super) fn this_program(context: &Context, pin: &str) -> Result<Command> {
     let repository = std::path::absolute(context.repository_path()?)?;
-    let mut command = Command::new(std::env::current_exe()?);
-    command.arg("--repository").arg(repository);
+    // The program as it runs now, even if an update has replaced its file since.
+    let mut command = Command::new("/proc/self/exe");
+    command.arg0("virtkeep").arg("--repository").arg(repository);
     if context.unsafe_network_fs() {
         command.arg("--unsafe-network-fs");
     }
@@ -165,78 +184,22 @@ fn last_line(log: &Path) -> String {
     last.unwrap_or("it said nothing").to_owned()
 }
 
-/// The upper process: starts the lower one, again and again, until it is told to end.
-pub(crate) fn keep(context: &Context, pin: &str) -> Result<()> {
-    // From here on no terminal can end it. Fails where it leads a session already.
-    let _ = rustix::process::setsid();
-    let mut signals = Arriving::new([SIGTERM, SIGINT, SIGHUP, SIGCHLD])?;
-    let recovery = Pinned::of(&context.open_to_read()?, pin)?.recovery;
-    let path = recovery.lock();
-    let mut lock = OpenOptions::new()
-        .create(true)
-        .truncate(false)
-        .read(true)
-        .write(true)
-        .open(&path)
-        .with_context(|| format!("cannot open {}", path.display()))?;
-    if flock(&lock, FlockOperation::NonBlockingLockExclusive).is_err() {
-        bail!("somebody else looks after this recovery");
-    }
-    lock.set_len(0)?;
-    lock.rewind()?;
-    lock.write_all(std::process::id().to_string().as_bytes())?;
-    let mut child = Some(start_lower(context, pin)?);
-    let mut since = Instant::now();
-    let mut pause = PAUSE_MIN;
-    loop {
-        for signal in signals.wait() {
-            if matches!(signal, SIGTERM | SIGINT) {
-                if let Some(mut child) = child.take() {
-                    let _ = rustix::process::kill_process(Pid::from_child(&child), Signal::TERM);
-                    child.wait()?;
-                }
-                return Ok(());
-            }
-        }
-        let Some(ended) = child
-            .as_mut()
-            .and_then(|child| child.try_wait().transpose())
-        else {
-            continue;
-        };
-        complain(&format!(
-            "the server has ended ({}): starting it again",
-            ended?
-        ));
-        if since.elapsed() > PATIENCE {
-            pause = PAUSE_MIN;
-        }
-        std::thread::sleep(pause);
-        pause = (2 * pause).min(PAUSE_MAX);
-        child = Some(start_lower(context, pin)?);
-        since = Instant::now();
-    }
-}
-
-fn start_lower(context: &Context, pin: &str) -> Result<Child> {
-    this_program(context, pin)?
-        .arg("--serve")
-        .spawn()
-        .context("cannot start the server")
-}
-
-/// The lower process: serves the disks of the recovery until it is told to end.
-pub(crate) fn serve(context: &Context, pin: &str) -> Result<()> {
+/// Serves the disks of the recovery until it is told to end, or its parent, the keeper, ends.
+pub(crate) fn serve(context: &Context, pin: &str, keeper: i32) -> Result<()> {
     rustix::process::set_parent_process_death_signal(Some(Signal::TERM))?;
+    if getppid().map(Pid::as_raw_pid) != Some(keeper) {
+        return Ok(());
+    }
     let signals = Signals::asking_to_end()?;
     let repo = context.open_to_read()?;
-    let Pinned {
-        point, recovery, ..
-    } = Pinned::of(&repo, pin)?;
+    let Some(pinned) = Pinned::of(&repo, pin)? else {
+        return Ok(());
+    };
+    let recovery = &pinned.recovery;
     let targets: Vec<&str> = recovery.disks.iter().map(|disk| &disk.target[..]).collect();
     let server = Serving {
         repo,
-        point,
+        point: pinned.point,
         targets: &targets,
         socket: &recovery.socket,
         qemu: recovery.qemu,

@@ -3,13 +3,16 @@
 use std::path::{Path, PathBuf};
 
 use anyhow::{Context as _, Result, bail};
+use virtkeep_capture::LibvirtError;
 use virtkeep_repo::{Cancel, DiskOffset, ExtentState, FileRole, Point, Repository};
 
-use super::record::{Pinned, RecoveredDisk, Recovery};
+use super::claim::Claim;
+use super::record::{Home, Pinned, RecoveredDisk, Recovery};
+use super::work::Work;
 use super::{abort, overlay, place, server};
 use crate::context::Context;
-use crate::define::backing::{Backing, policies};
-use crate::define::{As, Defined, Definer, Rewritten, domain_xml, is_moved, utf8};
+use crate::define::backing::{Backing, policies, without_server};
+use crate::define::{As, Definer, Rewritten, domain_xml, has_nvram, is_moved, utf8};
 use crate::output::shown;
 use crate::restore::directory::{Format, Restored, RestoredFile, RestoredImage, make_readable};
 use crate::restore::file_names;
@@ -35,6 +38,8 @@ pub(crate) struct Start<'a> {
 pub(crate) struct Started {
     /// Its recovery.
     pub(crate) pinned: Pinned,
+    /// The work on it goes on.
+    pub(crate) work: Work,
     /// What the user should know about it.
     pub(crate) notes: Vec<String>,
 }
@@ -54,18 +59,24 @@ impl Start<'_> {
         let directory = std::path::absolute(&directory)
             .with_context(|| format!("cannot find {}", directory.display()))?;
         let plan = plan(self.repo, self.point, &definer, &directory)?;
-        self.check_free(&plan)?;
+        check_firmware(&definer, &plan)?;
+        self.check_space(&plan)?;
+        check_free(&plan)?;
         let rewritten = definer.rewritten(&plan)?;
         let recovery = self.record(&plan, &definer, &rewritten)?;
+        place::make_socket_directory(&recovery.socket)?;
+        let work = Work::take(&recovery)?;
+        // Whoever had it before may have made a domain of this name.
+        definer.check_free()?;
+        self.check_alone(&recovery)?;
         let pinned = Pinned::create(self.repo, self.point.id, recovery)?;
-        match self.build(
-            &pinned,
-            &plan,
-            || definer.define_rewritten(rewritten),
-            cancel,
-        ) {
-            Ok(notes) => Ok(Started { pinned, notes }),
-            Err(error) => match abort::abort(self.repo, &pinned) {
+        match self.build(&pinned, &plan, &definer, rewritten, cancel) {
+            Ok(notes) => Ok(Started {
+                pinned,
+                work,
+                notes,
+            }),
+            Err(error) => match abort::abort(self.repo, &pinned, work) {
                 Ok(()) => Err(error),
                 Err(undo) => Err(error.context(format!(
                     "not all could be removed again ({undo:#}); `virtkeep boot --abort` does it"
@@ -74,18 +85,27 @@ impl Start<'_> {
         }
     }
 
-    /// Makes sure that nothing is in the way and that there is room.
-    fn check_free(&self, plan: &Restored) -> Result<()> {
-        let images = plan.disks.iter().map(|disk| &disk.path);
-        let files = plan.files.iter().filter(|file| is_moved(file));
-        for path in images.chain(files.map(|file| &file.path)) {
-            if path.symlink_metadata().is_ok() {
+    /// Makes sure that no other recovery has the same place.
+    fn check_alone(&self, recovery: &Recovery) -> Result<()> {
+        for other in Pinned::all(self.repo)? {
+            if other.recovery.socket == recovery.socket && other.recovery.home == recovery.home {
                 bail!(
-                    "{} already exists: name another directory with --to",
-                    path.display()
+                    "a recovery of {} is under way: `virtkeep boot --finish` or `--abort` ends it",
+                    shown(&recovery.domain)
                 );
             }
         }
+        if server::keeper(recovery)?.is_some() {
+            bail!(
+                "{} is in use by a recovery of the same name, from another repository",
+                recovery.socket.display()
+            );
+        }
+        Ok(())
+    }
+
+    /// Makes sure that there is room.
+    fn check_space(&self, plan: &Restored) -> Result<()> {
         if self.pull {
             let least = || self.data_bytes();
             if let Some(warning) = place::check_space(&plan.directory, self.point, least)? {
@@ -119,12 +139,27 @@ impl Start<'_> {
         &self,
         pinned: &Pinned,
         plan: &Restored,
-        define: impl FnOnce() -> Result<Defined>,
+        definer: &Definer,
+        rewritten: Rewritten,
         cancel: &Cancel,
     ) -> Result<Vec<String>> {
         let recovery = &pinned.recovery;
         place::make_directory(&recovery.directory)?;
+        let claim = Claim::of(pinned);
+        claim.stake()?;
+        if let Err(error) = check_free(plan) {
+            // What is there is somebody else's, and must not be taken for ours.
+            claim.remove()?;
+            return Err(error);
+        }
         place_files(plan)?;
+        let own = without_server(
+            &rewritten.xml,
+            &recovery.socket_text(),
+            &recovery.policies(),
+        )?;
+        let own = own.unwrap_or_else(|| rewritten.xml.clone());
+        StagedFile::with_content(recovery.definition(), own.as_bytes())?.publish(Existing::Keep)?;
         // Neither needs the other, and each takes its time.
         std::thread::scope(|scope| {
             let overlays = scope.spawn(|| create_overlays(recovery));
@@ -134,7 +169,7 @@ impl Start<'_> {
             served
         })?;
         cancel.check()?;
-        let defined = define()?;
+        let defined = definer.define_rewritten(rewritten)?;
         defined.start()?;
         Ok(defined.notes)
     }
@@ -162,7 +197,10 @@ impl Start<'_> {
         let recovery = Recovery {
             domain: definer.name().to_owned(),
             uuid: definer.uuid().to_string(),
-            libvirt: self.context.libvirt_uri().map(str::to_owned),
+            as_original: self.wanted == As::Original,
+            pull: self.pull,
+            home: Home::here(),
+            libvirt: definer.connection().uri().map_err(LibvirtError::from)?,
             directory: plan.directory.clone(),
             made_directory: !plan.directory.exists(),
             socket: place::socket(definer.name(), definer.uuid()),
@@ -173,6 +211,35 @@ impl Start<'_> {
         check_text(&recovery)?;
         Ok(recovery)
     }
+}
+
+/// Makes sure that nothing is where files of the recovery go.
+fn check_free(plan: &Restored) -> Result<()> {
+    let images = plan.disks.iter().map(|disk| &disk.path);
+    let files = plan.files.iter().filter(|file| is_moved(file));
+    for path in images.chain(files.map(|file| &file.path)) {
+        if path.symlink_metadata().is_ok() {
+            bail!(
+                "{} already exists: name another directory with --to",
+                path.display()
+            );
+        }
+    }
+    Ok(())
+}
+
+/// An original must not write to firmware variables that it had before: those of the point are copied. Where
+/// it holds none, libvirt would use what lies at their place.
+fn check_firmware(definer: &Definer, plan: &Restored) -> Result<()> {
+    let holds_none = || !plan.files.iter().any(|file| file.role == FileRole::Nvram);
+    if definer.is_original() && holds_none() && has_nvram(domain_xml(&plan.files)?) {
+        bail!(
+            "the point holds no firmware variables, and {} would write to those of the original: boot a clone with \
+             --name, or restore it with --define",
+            shown(definer.name())
+        );
+    }
+    Ok(())
 }
 
 /// Chooses all places in a directory, an absolute path, and reads the files of the point.

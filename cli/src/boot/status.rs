@@ -2,10 +2,12 @@
 //! guest may be waiting for it.
 
 use anyhow::Result;
+use virtkeep_repo::Repository;
 
 use super::machine::{Machine, State};
-use super::record::Pinned;
-use super::server;
+use super::record::{Home, Pinned};
+use super::work::Work;
+use super::{finish, place, server};
 use crate::context::Context;
 
 /// How far a recovery is.
@@ -21,38 +23,57 @@ pub(crate) struct Status {
     pub(crate) disks: Vec<Option<f64>>,
 }
 
-/// Looks at a recovery. Problems on the way are noted, and do not keep the rest from being seen.
-pub(crate) fn look(context: &Context, pinned: &Pinned) -> Status {
+/// Looks at a recovery; none where it has just ended. Problems on the way are noted, and do not keep the rest
+/// from being seen.
+pub(crate) fn look(
+    context: &Context,
+    repo: &Repository,
+    pinned: &Pinned,
+) -> Result<Option<Status>> {
+    let recovery = &pinned.recovery;
     let note = |error: anyhow::Error| {
         context
             .reporter
-            .note(&format!("{}: {error:#}", pinned.recovery.domain));
+            .note(&format!("{}: {error:#}", recovery.domain));
     };
-    let started_again = server::ensure(context, pinned).unwrap_or_else(|error| {
-        note(error);
-        false
-    });
+    place::make_socket_directory(&recovery.socket)?;
+    // Whoever is at work looks after the server himself.
+    let work = match recovery.home == Home::here() {
+        true => Work::try_take(recovery)?,
+        false => None,
+    };
+    if Pinned::of(repo, &pinned.pin)?.is_none() {
+        return Ok(None);
+    }
+    let started_again = work.is_some()
+        && server::ensure(context, pinned).unwrap_or_else(|error| {
+            note(error);
+            false
+        });
     let mut status = Status {
         state: None,
         served: server::is_serving(&pinned.recovery),
         started_again,
         disks: vec![None; pinned.recovery.disks.len()],
     };
-    if let Err(error) = ask(pinned, &mut status) {
+    if let Err(error) = ask(pinned, work, &mut status) {
         note(error);
     }
-    status
+    Ok(Some(status))
 }
 
-fn ask(pinned: &Pinned, status: &mut Status) -> Result<()> {
+fn ask(pinned: &Pinned, work: Option<Work>, status: &mut Status) -> Result<()> {
     let mut machine = Machine::connect(&pinned.recovery)?;
+    if let Some(mut work) = work {
+        finish::go_on(&mut machine, &mut work)?;
+    }
     let mut state = machine.state()?;
     if state == State::Waiting && status.served {
         machine.resume()?;
         state = machine.state()?;
     }
     status.state = Some(state);
-    if matches!(state, State::Gone | State::ShutOff) {
+    if !state.is_active() {
         return Ok(());
     }
     let leaning = machine.leaning()?;

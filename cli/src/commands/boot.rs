@@ -8,12 +8,14 @@ use anyhow::{Result, bail};
 use serde::Serialize;
 use virtkeep_repo::{Point, Remark, Repository};
 
-use crate::boot::machine::State;
+use crate::boot::finish::{self, Finished};
+use crate::boot::machine::{Machine, State};
 use crate::boot::record::Pinned;
 use crate::boot::start::{Start, shown_dir, usual_name};
 use crate::boot::status::{self, Status};
 use crate::boot::trial::Trial;
-use crate::boot::{abort, finish};
+use crate::boot::work::Work;
+use crate::boot::{abort, place};
 use crate::context::Context;
 use crate::define::As;
 use crate::exit::{Exit, usage};
@@ -142,13 +144,14 @@ pub(super) fn run(args: &Args, context: &Context) -> Result<Exit> {
         return show_all(what, context, &repo);
     }
     if args.finish {
-        let pinned = Pinned::find(&repo, what)?;
-        return end(context, &repo, &pinned);
+        let cancel = signals::cancel_in_order("leaving the recovery to itself")?;
+        let (pinned, work) = take(&repo, what)?;
+        return bring_to_end(context, &repo, &pinned, work, &cancel);
     }
     if args.abort {
-        let pinned = Pinned::find(&repo, what)?;
-        confirm(&pinned, args.yes)?;
-        abort::abort(&repo, &pinned)?;
+        confirm(&Pinned::find(&repo, what)?, args.yes)?;
+        let (pinned, work) = take(&repo, what)?;
+        abort::abort(&repo, &pinned, work)?;
         let name = shown(&pinned.recovery.domain);
         let text = format!("{name} and all that was made for it is gone");
         context.output.text(&text)?;
@@ -156,6 +159,25 @@ pub(super) fn run(args: &Args, context: &Context) -> Result<Exit> {
         return report(context, "aborted", &pinned, Rest::Ended { seconds });
     }
     start(args, context, &repo, began)
+}
+
+/// The recovery that is meant, and the right to work on it.
+fn take(repo: &Repository, what: Option<&str>) -> Result<(Pinned, Work)> {
+    let pinned = Pinned::find(repo, what)?;
+    Machine::connect(&pinned.recovery)?;
+    place::make_socket_directory(&pinned.recovery.socket)?;
+    let work = Work::take(&pinned.recovery)?;
+    // Whoever had it before may have ended it.
+    match Pinned::of(repo, &pinned.pin)? {
+        Some(pinned) => Ok((pinned, work)),
+        None => {
+            work.end()?;
+            bail!(
+                "the recovery of {} has just ended",
+                shown(&pinned.recovery.domain)
+            )
+        }
+    }
 }
 
 fn start(args: &Args, context: &Context, repo: &Repository, began: Instant) -> Result<Exit> {
@@ -213,7 +235,7 @@ fn start(args: &Args, context: &Context, repo: &Repository, began: Instant) -> R
             .text("Its data stays in the repository until `virtkeep boot --finish` moves it in.")?;
         return Ok(Exit::Done);
     }
-    bring_to_end(context, repo, pinned, &cancel)
+    bring_to_end(context, repo, pinned, started.work, &cancel)
 }
 
 /// How a test went, as programs see it.
@@ -274,26 +296,30 @@ fn test(args: &Args, context: &Context, repo: &Repository, point: &Point) -> Res
     })
 }
 
-fn end(context: &Context, repo: &Repository, pinned: &Pinned) -> Result<Exit> {
-    let cancel = signals::cancel_in_order("leaving the recovery to itself")?;
-    bring_to_end(context, repo, pinned, &cancel)
-}
-
 fn bring_to_end(
     context: &Context,
     repo: &Repository,
     pinned: &Pinned,
+    work: Work,
     cancel: &virtkeep_repo::Cancel,
 ) -> Result<Exit> {
     let began = Instant::now();
     let recovery = &pinned.recovery;
-    if !finish::finish(context, repo, pinned, cancel)? {
+    let finished = finish::finish(context, repo, pinned, work, cancel)?;
+    if finished == Finished::Interrupted {
+        let by_itself = if recovery.pull { " by itself" } else { "" };
         context.reporter.note(&format!(
-            "the recovery of {} goes on: `virtkeep boot --status` shows how far it is, and \
+            "the recovery of {} goes on{by_itself}: `virtkeep boot --status` shows how far it is, and \
              `virtkeep boot --finish` brings it to its end",
             recovery.domain
         ));
         return Ok(signals::caught().map_or(Exit::Failed, Exit::Signal));
+    }
+    if finished == Finished::WithoutDomain {
+        context.reporter.note(&format!(
+            "libvirt has no domain with these images: `virsh define {}` makes it",
+            recovery.definition().display()
+        ));
     }
     let took = rounded(began);
     context.output.text(&format!(
@@ -318,7 +344,9 @@ fn show_all(name: Option<&str>, context: &Context, repo: &Repository) -> Result<
         "DOMAIN", "SINCE", "POINT", "GUEST", "SERVER", ">MOVED", "IN",
     ]);
     for pinned in &all {
-        let status = status::look(context, pinned);
+        let Some(status) = status::look(context, repo, pinned)? else {
+            continue;
+        };
         let recovery = &pinned.recovery;
         table.row([
             shown(&recovery.domain),

@@ -2,7 +2,7 @@
 
 use anyhow::Result;
 
-use crate::boot::server;
+use crate::boot::{keeper, server};
 use crate::context::Context;
 use crate::exit::Exit;
 
@@ -12,16 +12,15 @@ pub(crate) struct Args {
     /// The pin that holds the recovery's record
     pin: String,
 
-    /// Serve, instead of looking after a process that does
-    #[arg(long)]
-    serve: bool,
+    /// Serve for the keeper, this process, instead of being it
+    #[arg(long, value_name = "PROCESS")]
+    serve: Option<i32>,
 }
 
 pub(super) fn run(args: &Args, context: &Context) -> Result<Exit> {
-    if args.serve {
-        server::serve(context, &args.pin)?;
-    } else {
-        server::keep(context, &args.pin)?;
+    match args.serve {
+        Some(keeper) => server::serve(context, &args.pin, keeper)?,
+        None => keeper::keep(context, &args.pin)?,
     }
     Ok(Exit::Done)
 }

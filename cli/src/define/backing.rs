@@ -5,6 +5,8 @@
 //! a server that is gone must not reach the guest as an I/O error: QEMU waits for it a little
 //! ([`RECONNECT_SECONDS`]), then stands the guest still (policy `stop`) until it is resumed.
 
+use std::path::Path;
+
 use roxmltree::{Document, Node};
 use serde::{Deserialize, Serialize};
 
@@ -73,6 +75,35 @@ pub(crate) fn leaning_on(xml: &str, socket: &str) -> Result<Vec<String>, Rewrite
     let document = parse(xml)?;
     let leaning = disks(&document).filter(|disk| served(*disk, socket).is_some());
     Ok(leaning.map(|disk| target(disk).to_owned()).collect())
+}
+
+/// Where an image is in the chains of a domain.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(crate) enum Place {
+    /// A disk writes to it.
+    Top,
+    /// Beneath another image, which is written to: after a snapshot.
+    Below,
+    /// Not in use.
+    Nowhere,
+}
+
+/// Where the image `path` is in the chains of a domain.
+pub(crate) fn place_of(xml: &str, path: &Path) -> Result<Place, RewriteError> {
+    let document = parse(xml)?;
+    let is_it = |source: &Node<'_, '_>| {
+        source.has_tag_name("source") && source.attribute("file").map(Path::new) == Some(path)
+    };
+    let mut place = Place::Nowhere;
+    for disk in disks(&document) {
+        if disk.children().any(|node| is_it(&node)) {
+            return Ok(Place::Top);
+        }
+        if disk.descendants().any(|node| is_it(&node)) {
+            place = Place::Below;
+        }
+    }
+    Ok(place)
 }
 
 /// The definition without the server on `socket`, and with the policies that the disks had. None
@@ -159,6 +190,17 @@ mod tests {
         let chain = "<source file='/v/base'/><backingStore/></backingStore>";
         assert!(new.contains(chain), "{new}");
         assert_eq!(without_server(&new, "/run/s", &original).unwrap(), None);
+    }
+
+    #[test]
+    fn an_image_is_found_at_the_top_of_a_chain_or_below_a_snapshot() {
+        for (path, place) in [
+            ("/v/vda", Place::Top),
+            ("/v/base", Place::Below),
+            ("/v/other", Place::Nowhere),
+        ] {
+            assert_eq!(place_of(XML, Path::new(path)).unwrap(), place, "{path}");
+        }
     }
 
     #[test]

@@ -119,6 +119,16 @@ impl Definer {
         self.uuid
     }
 
+    /// Whether it is defined as itself.
+    pub(crate) fn is_original(&self) -> bool {
+        matches!(self.identity, Identity::Original)
+    }
+
+    /// Makes sure, once more, that there is no such domain.
+    pub(crate) fn check_free(&self) -> Result<()> {
+        ensure_free(&self.connection, &self.name)
+    }
+
     /// The connection to libvirt.
     pub(crate) fn connection(&self) -> &Connect {
         &self.connection
@@ -209,6 +219,12 @@ pub(crate) fn domain_xml(files: &[RestoredFile]) -> Result<&str> {
     let file = of(FileRole::DomainXml).or_else(|| of(FileRole::LiveXml));
     let file = file.context("the point holds no domain XML")?;
     std::str::from_utf8(&file.content).context("the point's domain XML is not text")
+}
+
+/// Whether a definition names firmware variables of its own.
+pub(crate) fn has_nvram(xml: &str) -> bool {
+    let document = roxmltree::Document::parse(xml);
+    document.is_ok_and(|xml| xml.descendants().any(|node| node.has_tag_name("nvram")))
 }
 
 /// The files that the definition must find at their restored place: firmware variables always, for
