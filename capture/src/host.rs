@@ -196,7 +196,7 @@ impl DomainRef {
 }
 
 /// Whether the URI names a host (`qemu+ssh://host/system`), as opposed to `qemu:///system`.
-fn is_remote(uri: &str) -> bool {
+pub fn is_remote(uri: &str) -> bool {
     let authority = uri.split_once("://").map_or("", |(_, rest)| rest);
     let host = authority.split('/').next().unwrap_or("");
     let host = host.rsplit('@').next().unwrap_or("");

@@ -46,7 +46,7 @@ use virtkeep_repo::{Cancel, Point, Repository};
 pub use error::{Error, Result};
 pub use event::{Event, NoObserver, Observer};
 pub use freeze::thaw_when_orphaned;
-pub use host::{DomainRef, Host};
+pub use host::{DomainRef, Host, is_remote};
 pub use image::{ImageSource, backup_image, backup_nbd};
 pub use image_lock::check_unused;
 pub use libvirt::{BlockJob, ErrorKind, LibvirtError, RunState, block_job, pull_disk};

@@ -5,6 +5,7 @@
 //! recovery's of the same name after the first was killed early, or anybody's after the repository was moved to
 //! another host. Only in a directory with its claim a recovery removes anything.
 
+use std::io::ErrorKind::{NotADirectory, NotFound};
 use std::path::PathBuf;
 
 use anyhow::{Context as _, Result, bail};
@@ -46,7 +47,7 @@ impl<'a> Claim<'a> {
     pub(crate) fn holds(&self) -> Result<bool> {
         match std::fs::read(&self.path) {
             Ok(content) => Ok(content == self.pin.as_bytes()),
-            Err(error) if error.kind() == std::io::ErrorKind::NotFound => Ok(false),
+            Err(error) if matches!(error.kind(), NotFound | NotADirectory) => Ok(false),
             Err(error) => {
                 Err(error).with_context(|| format!("cannot read {}", self.path.display()))
             }

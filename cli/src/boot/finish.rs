@@ -140,8 +140,8 @@ fn check_places(pinned: &Pinned, places: &[Place]) -> Result<()> {
     for (disk, place) in pinned.recovery.disks.iter().zip(places) {
         if *place == Place::Below {
             bail!(
-                "{} lies beneath a snapshot: merge that with `virsh blockcommit --active --pivot`, or shut \
-                 {} down, then run `virtkeep boot --finish`",
+                "{} lies beneath a snapshot, and data can be moved in only while no guest uses it: shut {} \
+                 down, then run `virtkeep boot --finish`",
                 disk.overlay.display(),
                 shown(&pinned.recovery.domain)
             );
@@ -183,7 +183,8 @@ fn fill<'a>(
             .disk(&disk.target, "moving its data in", len);
         let (path, socket) = (&disk.overlay, &pinned.recovery.socket);
         let size = disk.size_bytes;
-        let filled = overlay::fill(path, socket, &disk.target, &progress, size, cancel);
+        let export = pinned.export(disk);
+        let filled = overlay::fill(path, socket, &export, &progress, size, cancel);
         if cancel.check().is_err() {
             return Ok(false);
         }

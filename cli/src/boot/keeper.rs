@@ -99,7 +99,7 @@ enum Ended {
     /// Somebody else has brought the recovery to its end.
     Gone,
     /// All data is there, and the definition is free.
-    Complete(Repository, Work),
+    Complete(Box<Repository>, Work),
 }
 
 /// The work of the keeper, turn by turn.
@@ -122,7 +122,7 @@ fn work(context: &Context, pinned: &Pinned, asked: &Asked) -> Ended {
                 next = Instant::now() + AFTER_TROUBLE;
                 let text = format!("{error:#}");
                 if text != said {
-                    complain(&format!("{text}"));
+                    complain(&text);
                 }
                 said = text;
             }
@@ -154,7 +154,7 @@ fn turn(context: &Context, pinned: &Pinned, cancel: &Cancel) -> Result<Option<En
     match finish::running(context, pinned, &mut machine, &mut work, cancel)? {
         Complete::Yes => {
             machine.free_definition()?;
-            Ok(Some(Ended::Complete(repo, work)))
+            Ok(Some(Ended::Complete(Box::new(repo), work)))
         }
         Complete::Interrupted | Complete::Stopped => Ok(None),
     }
@@ -243,7 +243,7 @@ impl<'a> Lower<'a> {
                 self.since = Instant::now();
                 match self.start() {
                     Ok(child) => self.child = Some(child),
-                    Err(error) => eprintln!("{error:#}"),
+                    Err(error) => complain(&format!("{error:#}")),
                 }
             }
             None => {}

@@ -154,14 +154,9 @@ impl<'a> Machine<'a> {
         }
     }
 
-    /// The disks that still read from the server: of the running guest, and of its definition.
+    /// The disks of the running guest that still read from the server.
     pub(crate) fn leaning(&mut self) -> Result<Vec<String>> {
-        let mut leaning = leaning_on(&self.xml(0)?, &self.recovery.socket_text())?;
-        let defined = self.xml(sys::VIR_DOMAIN_XML_INACTIVE)?;
-        leaning.extend(leaning_on(&defined, &self.recovery.socket_text())?);
-        leaning.sort();
-        leaning.dedup();
-        Ok(leaning)
+        Ok(leaning_on(&self.xml(0)?, &self.recovery.socket_text())?)
     }
 
     fn xml(&mut self, flags: u32) -> Result<String> {

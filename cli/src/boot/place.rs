@@ -41,12 +41,13 @@ pub(crate) fn usual_directory(domain: &str) -> PathBuf {
 
 /// The socket of the recovery of a domain.
 pub(crate) fn socket(domain: &str, uuid: DomainUuid) -> PathBuf {
-    let run = if rustix::process::geteuid().is_root() {
+    let user = rustix::process::geteuid();
+    let run = if user.is_root() {
         PathBuf::from("/run/libvirt")
     } else {
         let own = std::env::var_os("XDG_RUNTIME_DIR").map(PathBuf::from);
         own.filter(|dir| dir.is_dir())
-            .unwrap_or_else(std::env::temp_dir)
+            .unwrap_or_else(|| shared_directory(user.as_raw()))
     };
     let dir = run.join("virtkeep");
     let path = dir.join(format!("nbd.tunnelmigrate.dest.{domain}"));
@@ -55,6 +56,11 @@ pub(crate) fn socket(domain: &str, uuid: DomainUuid) -> PathBuf {
     } else {
         dir.join(format!("{uuid}.sock"))
     }
+}
+
+/// A user's own part of what all users share.
+fn shared_directory(user: u32) -> PathBuf {
+    std::env::temp_dir().join(format!("virtkeep-{user}"))
 }
 
 /// Makes the directory of the socket, unless it is there.
@@ -85,16 +91,36 @@ pub(crate) fn let_pass(dir: &Path) -> Result<()> {
         .with_context(|| format!("cannot open up the directory {}", dir.display()))
 }
 
+/// Makes sure that guests of this libvirt run here, where they can reach what we serve. Returns its URI.
+pub(crate) fn check_local(connection: &Connect) -> Result<String> {
+    let uri = connection
+        .uri()
+        .map_err(LibvirtError::from)
+        .context("cannot ask libvirt for its URI")?;
+    if virtkeep_capture::is_remote(&uri) {
+        bail!("guests of {uri} run on another host: run `virtkeep boot` there");
+    }
+    Ok(uri)
+}
+
 /// User and group of QEMU, as libvirt tells; none where it runs as we do.
 pub(crate) fn qemu_user(connection: &Connect) -> Result<Option<(u32, u32)>> {
-    if !rustix::process::geteuid().is_root() {
-        return Ok(None);
-    }
     let xml = connection
         .capabilities()
         .map_err(LibvirtError::from)
         .context("cannot ask libvirt what QEMU runs as")?;
-    Ok(Document::parse(&xml).ok().and_then(|xml| dac_label(&xml)))
+    let label = Document::parse(&xml).ok().and_then(|xml| dac_label(&xml));
+    let user = rustix::process::geteuid();
+    match label {
+        Some((qemu, _)) if qemu == user.as_raw() => Ok(None),
+        Some(_) if !user.is_root() => {
+            bail!(
+                "QEMU runs as another user there, which this one cannot serve: run `virtkeep boot` as root, or \
+                 pass -c qemu:///session"
+            )
+        }
+        label => Ok(label),
+    }
 }
 
 fn dac_label(capabilities: &Document<'_>) -> Option<(u32, u32)> {

@@ -38,7 +38,7 @@ pub(crate) struct Recovery {
     pub(crate) socket: PathBuf,
     /// User and group that QEMU runs as, where they are not ours.
     pub(crate) qemu: Option<(u32, u32)>,
-    /// Its disks. The name of a disk's export is its target.
+    /// Its disks.
     pub(crate) disks: Vec<RecoveredDisk>,
     /// Firmware variables and the like, and the files that its domain writes.
     pub(crate) files: Vec<PathBuf>,
@@ -151,6 +151,11 @@ impl Pinned {
         }
     }
 
+    /// The name of a disk's export.
+    pub(super) fn export(&self, disk: &RecoveredDisk) -> String {
+        export(self.point, &disk.target)
+    }
+
     fn is_called(&self, name: &str) -> bool {
         [&self.recovery.domain, &self.recovery.uuid, &self.pin]
             .into_iter()
@@ -164,6 +169,19 @@ fn names(all: &[Pinned]) -> String {
         .iter()
         .map(|one| format!("{} ({})", shown(&one.recovery.domain), one.pin));
     names.collect::<Vec<_>>().join(", ")
+}
+
+/// The export of a disk of a point. The point is part of the name, so that no image ever reads another's.
+pub(super) fn export(point: PointId, target: &str) -> String {
+    format!("{target}@{point}")
+}
+
+/// The same export by the name that the definition uses while the guest runs. libvirt, at the end of the pull,
+/// takes the server out of the definition only if it has the same names there as the guest. But the images
+/// are not proved complete then: should the host crash, a guest that is started by hand must still read what
+/// they lack from the server.
+pub(super) fn export_of_definition(export: &str) -> String {
+    format!("definition/{export}")
 }
 
 /// None of pins that others set.

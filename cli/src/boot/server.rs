@@ -21,7 +21,7 @@ use rustix::process::{Pid, Signal, getppid};
 use virtkeep_repo::{PointId, Repository};
 
 use super::place;
-use super::record::{Pinned, Recovery};
+use super::record::{self, Pinned, Recovery};
 use super::work;
 use crate::context::Context;
 use crate::serve::catalog::Catalog;
@@ -234,7 +234,11 @@ impl Serving<'_> {
         let mut exports = ExportMap::new();
         for (target, name) in self.targets.iter().zip(names) {
             // Kept open: a client that comes back finds it as it was.
-            exports = exports.with(*target, catalog.open(&name)?);
+            let disk = catalog.open(&name)?;
+            let export = record::export(self.point, target);
+            let of_definition = record::export_of_definition(&export);
+            exports = exports.with(export, Arc::clone(&disk));
+            exports = exports.with(of_definition, disk);
         }
         let listener = Listener::unix(self.socket)?;
         if let Some((user, group)) = self.qemu {

@@ -3,15 +3,14 @@
 use std::path::{Path, PathBuf};
 
 use anyhow::{Context as _, Result, bail};
-use virtkeep_capture::LibvirtError;
 use virtkeep_repo::{Cancel, DiskOffset, ExtentState, FileRole, Point, Repository};
 
 use super::claim::Claim;
-use super::record::{Home, Pinned, RecoveredDisk, Recovery};
+use super::record::{Home, Pinned, RecoveredDisk, Recovery, export, export_of_definition};
 use super::work::Work;
 use super::{abort, overlay, place, server};
 use crate::context::Context;
-use crate::define::backing::{Backing, policies, without_server};
+use crate::define::backing::{Backing, policies, with_exports, without_server};
 use crate::define::{As, Definer, Rewritten, domain_xml, has_nvram, is_moved, utf8};
 use crate::output::shown;
 use crate::restore::directory::{Format, Restored, RestoredFile, RestoredImage, make_readable};
@@ -162,15 +161,21 @@ impl Start<'_> {
         StagedFile::with_content(recovery.definition(), own.as_bytes())?.publish(Existing::Keep)?;
         // Neither needs the other, and each takes its time.
         std::thread::scope(|scope| {
-            let overlays = scope.spawn(|| create_overlays(recovery));
+            let overlays = scope.spawn(|| create_overlays(pinned));
             let served = server::ensure(self.context, pinned);
             let created = overlays.join();
             created.unwrap_or_else(|panic| std::panic::resume_unwind(panic))?;
             served
         })?;
         cancel.check()?;
+        let later = with_exports(
+            &rewritten.xml,
+            &recovery.socket_text(),
+            export_of_definition,
+        )?;
         let defined = definer.define_rewritten(rewritten)?;
         defined.start()?;
+        definer.define_again(&later)?;
         Ok(defined.notes)
     }
 
@@ -200,7 +205,7 @@ impl Start<'_> {
             as_original: self.wanted == As::Original,
             pull: self.pull,
             home: Home::here(),
-            libvirt: definer.connection().uri().map_err(LibvirtError::from)?,
+            libvirt: place::check_local(definer.connection())?,
             directory: plan.directory.clone(),
             made_directory: !plan.directory.exists(),
             socket: place::socket(definer.name(), definer.uuid()),
@@ -260,7 +265,7 @@ pub(super) fn plan(
         lost: Vec::new(),
         backing: Some(Backing {
             socket: socket.clone(),
-            export: disk.target.clone(),
+            export: export(point.id, &disk.target),
         }),
     });
     let disks = disks.collect();
@@ -300,10 +305,11 @@ pub(super) fn place_files(plan: &Restored) -> Result<()> {
 }
 
 /// Makes the empty images, durably.
-fn create_overlays(recovery: &Recovery) -> Result<()> {
+fn create_overlays(pinned: &Pinned) -> Result<()> {
+    let recovery = &pinned.recovery;
     for disk in &recovery.disks {
         let (path, socket) = (&disk.overlay, &recovery.socket);
-        overlay::create(path, disk.size_bytes, socket, &disk.target)?;
+        overlay::create(path, disk.size_bytes, socket, &pinned.export(disk))?;
     }
     sync_dir(&recovery.directory)?;
     match recovery.directory.parent() {

@@ -13,6 +13,7 @@ use virt::sys;
 use virtkeep_capture::LibvirtError;
 use virtkeep_repo::{Cancel, FileRole, Point, Repository};
 
+use super::record::export;
 use super::start::{place_files, plan};
 use super::{overlay, place, server};
 use crate::context::Context;
@@ -70,6 +71,7 @@ impl Trial<'_> {
             network: false,
         };
         let definer = Definer::prepare(self.context.libvirt_uri(), self.point, wanted)?;
+        place::check_local(definer.connection())?;
         let usual = place::usual_directory("");
         let parent = self.directory.unwrap_or(&usual);
         let dir = tempfile::Builder::new()
@@ -93,7 +95,8 @@ impl Trial<'_> {
         let server = serving.start(self.context)?;
         place_files(&plan)?;
         for disk in &plan.disks {
-            overlay::create(&disk.path, disk.size_bytes, &socket, &disk.target)?;
+            let export = export(self.point.id, &disk.target);
+            overlay::create(&disk.path, disk.size_bytes, &socket, &export)?;
         }
         cancel.check()?;
         let console = path.join("console.log");
@@ -113,6 +116,9 @@ impl Trial<'_> {
 
     fn start(&self, definer: &Definer, plan: &Restored, console: &Path) -> Result<Domain> {
         let rewritten = definer.rewritten(plan)?;
+        for note in &rewritten.notes {
+            self.context.reporter.note(&format!("note: {note}"));
+        }
         let xml = if self.expect.is_some() {
             console::to_file(&rewritten.xml, &utf8(console)?)?
         } else {

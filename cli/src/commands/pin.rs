@@ -4,6 +4,7 @@ use anyhow::{Result, bail};
 use serde::Serialize;
 use virtkeep_repo::PinKind;
 
+use crate::boot::record::{Pinned, from_pin};
 use crate::context::Context;
 use crate::exit::{Exit, usage};
 use crate::output::shown;
@@ -110,13 +111,25 @@ pub(super) fn unpin(args: &UnpinArgs, context: &Context) -> Result<Exit> {
     context.warn_of_pins(&found.damaged);
     let mut pins = found.sound;
     pins.retain(|(_, pin)| pin.points.contains(&point.id));
-    let (remove, stay): (Vec<_>, Vec<_>) = pins
-        .into_iter()
-        .partition(|(_, pin)| args.all || pin.kind == PinKind::User);
+    // Its pin is all that a recovery is known by.
+    let recovery = pins
+        .iter()
+        .find_map(|(name, pin)| from_pin(name.clone(), pin.clone()));
+    let (remove, stay): (Vec<_>, Vec<_>) = pins.into_iter().partition(|(name, pin)| {
+        let is_recovery = from_pin(name.clone(), pin.clone()).is_some();
+        pin.kind == PinKind::User || args.all && !is_recovery
+    });
     for (name, _) in &remove {
         repo.remove_pin(name)?;
     }
     let what = context.describe(point);
+    if let Some(Pinned { pin, recovery, .. }) = recovery {
+        bail!(
+            "{what} is still pinned: the recovered domain {} needs it. `virtkeep boot --finish {pin}` or \
+             `virtkeep boot --abort {pin}` ends that",
+            shown(&recovery.domain)
+        );
+    }
     if let Some((_, pin)) = stay.first() {
         bail!(
             "{what} is still pinned ({}): if that is over, use `virtkeep unpin {} --all`",

@@ -21,10 +21,9 @@ pub(crate) struct Args {
 }
 
 /// The words that start this command again.
-pub(super) fn command_line() -> Option<Vec<OsString>> {
+pub(super) fn command_line() -> Vec<OsString> {
     // The program as it runs now, even if its file has been replaced by an update since.
-    let program = std::env::current_exe().ok()?;
-    Some(vec![program.into(), WORD.into()])
+    vec!["/proc/self/exe".into(), WORD.into()]
 }
 
 pub(super) fn run(args: &Args) -> Result<Exit> {

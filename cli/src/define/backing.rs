@@ -77,6 +77,24 @@ pub(crate) fn leaning_on(xml: &str, socket: &str) -> Result<Vec<String>, Rewrite
     Ok(leaning.map(|disk| target(disk).to_owned()).collect())
 }
 
+/// The definition with the exports on `socket` under other names.
+pub(crate) fn with_exports(
+    xml: &str,
+    socket: &str,
+    name: impl Fn(&str) -> String,
+) -> Result<String, RewriteError> {
+    let document = parse(xml)?;
+    let mut splices = Splices::new(xml);
+    for disk in disks(&document) {
+        let source = served(disk, socket).and_then(|node| child(node, "source"));
+        if let Some(source) = source {
+            let old = source.attribute("name").unwrap_or("");
+            splices.set_attribute(source, "name", &name(old));
+        }
+    }
+    Ok(splices.finish())
+}
+
 /// Where an image is in the chains of a domain.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(crate) enum Place {
@@ -190,6 +208,13 @@ mod tests {
         let chain = "<source file='/v/base'/><backingStore/></backingStore>";
         assert!(new.contains(chain), "{new}");
         assert_eq!(without_server(&new, "/run/s", &original).unwrap(), None);
+    }
+
+    #[test]
+    fn exports_can_be_called_differently() {
+        let new = with_exports(XML, "/run/s", |name| format!("other/{name}")).unwrap();
+        assert!(new.contains("protocol='nbd' name='other/vda'>"), "{new}");
+        assert_eq!(with_exports(XML, "/run/t", |_| String::new()).unwrap(), XML);
     }
 
     #[test]

@@ -101,7 +101,10 @@ fn rehome(rewriting: &mut Rewriting<'_>, disk: Node<'_, '_>, restored: &Restored
     splices.insert_children(disk, &missing);
     for node in disk.children().filter(Node::is_element) {
         let name = node.tag_name().name();
-        if matches!(name, "backingStore" | "mirror" | "auth" | "encryption") {
+        if matches!(
+            name,
+            "backingStore" | "mirror" | "auth" | "encryption" | "shareable"
+        ) {
             splices.remove_element(node);
         }
     }
@@ -114,6 +117,11 @@ fn rehome(rewriting: &mut Rewriting<'_>, disk: Node<'_, '_>, restored: &Restored
         splices.remove_attribute(disk, "sgio");
     }
     let target = &restored.target;
+    if child(disk, "shareable").is_some() {
+        rewriting.note(format!(
+            "{target} was shared by several domains; the image is this one's alone"
+        ));
+    }
     if is_lun {
         rewriting.note(format!(
             "{target} was a SCSI LUN of the host, and is a plain disk now"

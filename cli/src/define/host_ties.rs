@@ -1,6 +1,6 @@
 //! What else ties a domain to its host, and cannot serve a clone beside the original: names, ports
-//! and sockets are chosen anew, files move, what would be written by both is left out, and what
-//! cannot be told apart is named in a note.
+//! and sockets are chosen anew, files move, and what would be written or used by both is left out, with
+//! a note. So a clone that runs touches nothing of the original's.
 
 use roxmltree::Node;
 
@@ -23,25 +23,34 @@ pub(super) fn rewrite(rewriting: &mut Rewriting<'_>, device: Node<'_, '_>) {
         "filesystem" => filesystem(rewriting, device),
         "shmem" => {
             let name = device.attribute("name").unwrap_or("");
-            rewriting.note(format!("the shared memory {name} is the original's too"));
+            leave_out(rewriting, device, &format!("the shared memory {name}"));
         }
-        "hostdev" => rewriting.note(
-            "a host device is passed through: the clone cannot run while the original uses it",
-        ),
-        "input" if matches!(device.attribute("type"), Some("passthrough" | "evdev")) => rewriting
-            .note("a host's input device is passed through: only one domain at a time gets it"),
+        "hostdev" => leave_out(rewriting, device, "a device of the host, passed through,"),
+        "input" if matches!(device.attribute("type"), Some("passthrough" | "evdev")) => {
+            leave_out(rewriting, device, "an input device of the host");
+        }
         _ => {}
     }
 }
 
-/// Names in a note what the hypervisor was told past libvirt.
+fn leave_out(rewriting: &mut Rewriting<'_>, node: Node<'_, '_>, what: &str) {
+    rewriting.splices.remove_element(node);
+    rewriting.note(format!(
+        "{what} is the original's: the clone does not have it"
+    ));
+}
+
+/// What the hypervisor is told past libvirt may name anything: files, ports, devices of the host.
 pub(super) fn command_line(rewriting: &mut Rewriting<'_>, domain: Node<'_, '_>) {
-    let mut elements = domain.children().filter(Node::is_element);
-    if elements.any(|node| node.tag_name().name() == "commandline") {
-        rewriting.note(
-            "the definition passes arguments to QEMU (qemu:commandline): the clone has the same, \
-             look for paths and ports in them",
-        );
+    for node in domain.children().filter(Node::is_element) {
+        if matches!(node.tag_name().name(), "commandline" | "override") {
+            let name = node.tag_name().name();
+            rewriting.splices.remove_element(node);
+            rewriting.note(format!(
+                "what the definition tells QEMU itself (qemu:{name}) may be the original's: the clone does \
+                 without it"
+            ));
+        }
     }
 }
 
@@ -49,6 +58,14 @@ fn interface(rewriting: &mut Rewriting<'_>, interface: Node<'_, '_>) {
     let Identity::Clone { network, .. } = rewriting.identity else {
         return;
     };
+    let kind = interface.attribute("type").unwrap_or("");
+    let mode = child(interface, "source").and_then(|n| n.attribute("mode"));
+    let is_exclusive = matches!(kind, "hostdev" | "vdpa" | "vhostuser" | "server" | "udp")
+        || kind == "direct" && mode == Some("passthrough");
+    if is_exclusive {
+        let what = format!("a network interface of type {kind}");
+        return leave_out(rewriting, interface, &what);
+    }
     if let Some(mac) = child(interface, "mac") {
         let address = (rewriting.placement.new_mac)();
         rewriting.splices.set_attribute(mac, "address", &address);
@@ -62,16 +79,6 @@ fn interface(rewriting: &mut Rewriting<'_>, interface: Node<'_, '_>) {
         }
     }
     interface_on_host(rewriting, interface);
-    let kind = interface.attribute("type").unwrap_or("");
-    let mode = child(interface, "source").and_then(|n| n.attribute("mode"));
-    let is_exclusive = matches!(kind, "hostdev" | "vdpa" | "vhostuser" | "server" | "udp")
-        || kind == "direct" && mode == Some("passthrough");
-    if is_exclusive {
-        rewriting.note(format!(
-            "a network interface of type {kind} uses something that only one domain can have: the \
-             clone cannot run beside the original with it"
-        ));
-    }
 }
 
 /// The host's side of an interface: its device, its port of a switch, forwarded ports, a log.
@@ -188,9 +195,7 @@ fn tpm(rewriting: &mut Rewriting<'_>, tpm: Node<'_, '_>) {
             }
             rewriting.note("the clone's emulated TPM starts empty");
         }
-        _ => rewriting.note(
-            "a TPM of the host is passed through: the clone cannot run while the original uses it",
-        ),
+        _ => leave_out(rewriting, tpm, "a TPM of the host"),
     }
 }
 
@@ -208,10 +213,7 @@ fn memory(rewriting: &mut Rewriting<'_>, memory: Node<'_, '_>) {
 
 fn lease(rewriting: &mut Rewriting<'_>, lease: Node<'_, '_>) {
     let key = child(lease, "key").and_then(|key| key.text()).unwrap_or("");
-    rewriting.splices.remove_element(lease);
-    rewriting.note(format!(
-        "the lease {key} is the original's: the clone does not have it"
-    ));
+    leave_out(rewriting, lease, &format!("the lease {key}"));
 }
 
 fn redirection(rewriting: &mut Rewriting<'_>, device: Node<'_, '_>) {
@@ -220,10 +222,11 @@ fn redirection(rewriting: &mut Rewriting<'_>, device: Node<'_, '_>) {
         return character::log(rewriting, device);
     }
     let name = device.tag_name().name();
-    rewriting.splices.remove_element(device);
-    rewriting.note(format!(
-        "a {name} device of type {kind} is the original's: the clone does not have it"
-    ));
+    leave_out(
+        rewriting,
+        device,
+        &format!("a {name} device of type {kind}"),
+    );
 }
 
 fn random(rewriting: &mut Rewriting<'_>, rng: Node<'_, '_>) {
@@ -252,16 +255,9 @@ fn pstore(rewriting: &mut Rewriting<'_>, pstore: Node<'_, '_>) {
 fn filesystem(rewriting: &mut Rewriting<'_>, filesystem: Node<'_, '_>) {
     let source = child(filesystem, "source");
     let of = |name| source.and_then(|source| source.attribute(name));
-    if let Some(socket) = of("socket") {
-        rewriting.note(format!(
-            "a file system is served on the socket {socket}: the clone cannot run while the \
-             original uses it"
-        ));
-    } else {
-        let path = ["dir", "file", "dev", "name"].into_iter().find_map(of);
-        rewriting.note(format!(
-            "the clone shares {} of the host with the original",
-            path.unwrap_or("a file system")
-        ));
-    }
+    let path = ["dir", "file", "dev", "name", "socket"]
+        .into_iter()
+        .find_map(of);
+    let what = format!("the shared file system {}", path.unwrap_or(""));
+    leave_out(rewriting, filesystem, what.trim_end());
 }

@@ -257,19 +257,25 @@ fn what_both_would_write_to_a_clone_does_not_have() {
 }
 
 #[test]
-fn what_cannot_be_told_apart_is_named_once() {
+fn a_clone_touches_nothing_of_the_host_that_the_original_has() {
     let (xml, notes) = clone_of(
         "<hostdev type='pci'/><hostdev type='usb'/><shmem name='ring'/>\
          <filesystem><source dir='/srv'/></filesystem>\
+         <input type='passthrough'/><input type='tablet'/>\
+         <interface type='hostdev'/><interface type='vdpa'/>\
+         <interface type='direct'><source dev='eth0' mode='passthrough'/></interface>\
          <tpm model='tpm-tis'><backend type='passthrough'/></tpm>",
         &[],
     );
-    assert!(xml.contains("<shmem name='ring'/>"));
-    assert_eq!(notes.len(), 4, "{notes:#?}");
+    assert_eq!(xml, "<input type='tablet'/>");
+    assert_eq!(notes.len(), 8, "{notes:#?}");
     let qemu = "<domain xmlns:qemu='http://libvirt.org/schemas/domain/qemu/1.0'>\
                 <qemu:commandline><qemu:arg value='-S'/></qemu:commandline></domain>";
-    assert_eq!(run(qemu, &copy(true), &[], &[]).notes.len(), 1);
-    assert_eq!(run(qemu, &Identity::Original, &[], &[]).notes.len(), 0);
+    let clone = run(qemu, &copy(true), &[], &[]);
+    assert!(!clone.xml.contains("-S"), "{}", clone.xml);
+    assert_eq!(clone.notes.len(), 1);
+    let original = run(qemu, &Identity::Original, &[], &[]);
+    assert_eq!((&original.xml[..], original.notes.len()), (qemu, 0));
 }
 
 #[test]
@@ -358,6 +364,15 @@ fn a_lun_and_an_encrypted_image_become_plain_disks() {
     assert!(result.xml.contains("<disk type='file' device='disk'>"));
     assert!(!result.xml.contains("sgio") && !result.xml.contains("encryption"));
     assert_eq!(result.notes.len(), 2, "{:?}", result.notes);
+}
+
+#[test]
+fn a_disk_that_several_shared_is_one_domains_own() {
+    let xml = "<domain><devices><disk type='file'><source file='/a'/><target dev='vda'/><shareable/></disk>\
+        </devices></domain>";
+    let result = run(xml, &Identity::Original, &disks(), &[]);
+    assert!(!result.xml.contains("shareable"), "{}", result.xml);
+    assert_eq!(result.notes.len(), 1, "{:?}", result.notes);
 }
 
 #[test]

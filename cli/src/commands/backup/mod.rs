@@ -114,7 +114,7 @@ impl Args {
             no_freeze: self.no_freeze,
             scratch_dir: self.scratch.clone(),
             socket_dir: self.socket_dir.clone(),
-            thaw_guard: thaw_guard::command_line(),
+            thaw_guard: Some(thaw_guard::command_line()),
             tags: self.tags.clone(),
             command: "backup".to_owned(),
             ..Options::default()
