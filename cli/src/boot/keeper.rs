@@ -230,7 +230,9 @@ impl<'a> Lower<'a> {
         match &mut self.child {
             Some(child) => {
                 if let Ok(Some(status)) = child.try_wait() {
-                    complain(&format!("the server has ended ({status}): starting it again"));
+                    complain(&format!(
+                        "the server has ended ({status}): starting it again"
+                    ));
                     if self.since.elapsed() > LONG_LIFE {
                         self.pause = Duration::ZERO;
                     }
