@@ -181,6 +181,28 @@ fn once_a_recovery_has_ended_no_crash_takes_anything_from_its_guest() {
 }
 
 #[test]
+fn a_recovery_ends_by_itself_when_its_command_is_killed() {
+    let (world, point) = two_disks();
+    let expected = world.now();
+    let (dir, name) = (world.path("boot"), format!("{}-boot", world.machine.name));
+    let words = ["boot", &point, "--to", text(&dir), "--name", &name];
+    let command = world.program.start(&words);
+    wait_until("the guest has been started", || {
+        Path::new(&format!("/run/libvirt/qemu/{name}.pid")).exists()
+    });
+    command.signal(Signal::KILL);
+    command.wait();
+    let clone = Defined(run("virsh", &["domuuid", &name]).trim().to_owned());
+    wait_until("it has ended", || !is_pinned(&world));
+    wait_until("nobody serves", || servers(&world.program).is_empty());
+    assert_over(&world, &clone.0);
+    kill_qemu(&name);
+    world
+        .images
+        .compare(&expected, &dir, "qcow2", "after the crash");
+}
+
+#[test]
 fn a_guest_that_was_paused_by_a_command_that_was_killed_goes_on() {
     let (world, point) = two_disks();
     let expected = world.now();

@@ -1,6 +1,6 @@
 //! Moving the data of a recovery into its images beneath the running guest.
 //!
-//! QEMU does it by itself, one job per disk; here it is begun, begun again where it broke off, and
+//! QEMU does it by itself, disk after disk; here it is begun, begun again where it broke off, and
 //! watched. Whoever watches may go at any time.
 
 use std::collections::HashMap;
@@ -77,7 +77,7 @@ pub(crate) fn pull(
     }
 }
 
-/// Looks after all jobs; whether all data has been moved.
+/// Looks after the jobs; whether all data has been moved.
 fn look(
     context: &Context,
     pinned: &Pinned,
@@ -86,7 +86,8 @@ fn look(
 ) -> Result<bool> {
     let leaning = machine.leaning()?;
     moving.retain(|target, _| leaning.contains(target));
-    for target in &leaning {
+    // One after the other: QEMU 10.0 has been seen to crash where a second job began beside the first.
+    if let Some(target) = leaning.first() {
         let one = moving.entry(target.clone()).or_default();
         step(context, pinned, machine, target, one)?;
     }
