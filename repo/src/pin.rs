@@ -192,7 +192,13 @@ impl PinStore {
     /// Creates a temporary file that nobody takes for debris as long as it is open.
     fn create_locked(&self, temporary: &Path) -> io::Result<Box<dyn OpenFile>> {
         loop {
-            let file = self.files.create_new(temporary)?;
+            let file = match self.files.create_new(temporary) {
+                Err(error) if error.kind() == io::ErrorKind::AlreadyExists => {
+                    self.remove_if_abandoned(temporary)?;
+                    continue;
+                }
+                created => created?,
+            };
             // Whoever clears debris away may have come before the lock.
             if file.try_lock()? && file.is_linked()? {
                 return Ok(file);
@@ -209,20 +215,27 @@ impl PinStore {
         for path in paths {
             let name = path.file_name().and_then(|name| name.to_str());
             let name = name.and_then(|name| name.strip_suffix(TEMPORARY_SUFFIX));
-            if name.and_then(valid_name).is_none() {
+            // A directory is nobody's pin, and no reason to fail.
+            if name.and_then(valid_name).is_none() || self.files.is_directory(&path) {
                 continue;
             }
-            let remove = || match self.files.open(&path)?.try_lock()? {
-                true => self.files.remove(&path),
-                false => Ok(()),
-            };
-            match remove() {
-                // Renamed into its place meanwhile.
-                Err(error) if error.kind() == io::ErrorKind::NotFound => {}
-                removed => removed.map_err(Error::io("remove", &path))?,
-            }
+            self.remove_if_abandoned(&path)
+                .map_err(Error::io("remove", &path))?;
         }
         Ok(())
+    }
+
+    /// Removes a temporary file that nobody holds locked.
+    fn remove_if_abandoned(&self, path: &Path) -> io::Result<()> {
+        let remove = || match self.files.open(path)?.try_lock()? {
+            true => self.files.remove(path),
+            false => Ok(()),
+        };
+        match remove() {
+            // Renamed into its place meanwhile.
+            Err(error) if error.kind() == io::ErrorKind::NotFound => Ok(()),
+            removed => removed,
+        }
     }
 
     /// Every pin with its name. A damaged one is an error: to overlook it might cost a point.
@@ -354,8 +367,10 @@ mod tests {
     fn what_a_killed_command_left_of_a_pin_is_removed_and_what_is_being_written_is_not() {
         let dir = tempfile::tempdir().unwrap();
         let pins = PinStore::new(dir.path(), Env::system());
-        let [left, written] = ["a", "b"].map(|name| dir.path().join(name.repeat(32) + ".new"));
+        let [left, written, strange] =
+            ["a", "b", "c"].map(|name| dir.path().join(name.repeat(32) + ".new"));
         fs::write(&left, "{").unwrap();
+        fs::create_dir(&strange).unwrap();
         let _writer = pins.create_locked(&written).unwrap();
         let pin = pins.create(&[], PinKind::User, "test", None).unwrap();
         pins.remove_debris().unwrap();

@@ -119,7 +119,7 @@ impl Repository {
     ) -> Result<CheckReport> {
         // The points come first: whatever they need is durable and indexed from then on.
         let points = self.points_in_order()?;
-        let packs = packs::check(self, options.read_data, progress, cancel)?;
+        let packs = packs::check(self, options.read_data, None, progress, cancel)?;
         let mut report = packs.report;
         let lost = self.lost_records()?.into_iter();
         report.damage.extend(lost.map(|(id, _)| {

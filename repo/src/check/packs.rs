@@ -75,10 +75,12 @@ struct Look<'a> {
     confirmed: AtomicU64,
 }
 
-/// Looks at every pack, and says which records can be relied on.
+/// Looks at every pack, and says which records can be relied on. `alone` is the maintenance lock, if the
+/// caller holds it.
 pub(crate) fn check(
     repo: &Repository,
     read: ReadData,
+    alone: Option<&MaintenanceLock>,
     progress: &dyn CheckProgress,
     cancel: &Cancel,
 ) -> Result<Packs> {
@@ -114,7 +116,7 @@ pub(crate) fn check(
     if let Some(last) = chosen.last() {
         repo.remember_checked(*last);
     }
-    look.compare_totals(repo, before)?;
+    look.compare_totals(repo, before, alone)?;
     let mut report = CheckReport {
         packs: rows.len() as u64,
         packs_read: look.packs_read.into_inner(),
@@ -255,14 +257,19 @@ impl Look<'_> {
 
     /// An entry of the index that no pack confirms points to a wrong place. Only told where nothing
     /// else is wrong, and where nobody changed the index meanwhile.
-    fn compare_totals(&self, repo: &Repository, before: [u64; 3]) -> Result<()> {
+    fn compare_totals(
+        &self,
+        repo: &Repository,
+        before: [u64; 3],
+        alone: Option<&MaintenanceLock>,
+    ) -> Result<()> {
         let entries = before[2];
         let clean = lock(&self.damage).is_empty();
         if !clean || self.confirmed.load(Ordering::Relaxed) >= entries {
             return Ok(());
         }
         // Prune moves ids between packs without changing their number: counted again while it cannot.
-        let _alone = if repo.lockless {
+        let _alone = if repo.lockless || alone.is_some() {
             None
         } else {
             match MaintenanceLock::take(&repo.path().join("locks"), "virtkeep check") {

@@ -9,7 +9,7 @@ use std::collections::{HashMap, HashSet};
 
 use super::{Health, PackHealth};
 use crate::format::node::Root;
-use crate::index::{Indexed, PackNumber, View, prefix};
+use crate::index::{PackNumber, View, prefix};
 use crate::reach::{Absence, LIVE_IDS_MAX, LiveSet, Target, Walker};
 use crate::read::fetch_many;
 use crate::{Cancel, PointId, Repository, Result, RootId};
@@ -120,6 +120,7 @@ impl Quick<'_> {
         let mut all = true;
         // Whether the index has the next of them.
         let mut found = false;
+        let mut unknown: HashSet<PackNumber> = HashSet::new();
         let index = &self.repo.store().index;
         index.scan(live.range(), self.cancel, |entry| {
             let at = prefix(entry.id);
@@ -129,17 +130,24 @@ impl Quick<'_> {
             }
             if ids.peek() == Some(&&at) {
                 found = true;
-                all &= self.is_held(&entry);
+                match self.health.get(&entry.pack) {
+                    Some(pack) => all &= pack.holds_at(entry.offset, entry.len),
+                    None => drop(unknown.insert(entry.pack)),
+                }
             }
         })?;
         let rest = ids.skip(usize::from(found)).count();
-        Ok(all && rest == 0)
+        Ok(all && rest == 0 && self.are_packs(&unknown)?)
     }
 
-    /// Whether the place of a record can be relied on. A pack that came after the packs were looked at is
-    /// not known here.
-    fn is_held(&self, entry: &Indexed) -> bool {
-        let pack = self.health.get(&entry.pack);
-        pack.is_none_or(|pack| pack.holds_at(entry.offset, entry.len))
+    /// Whether these are packs that came after the packs were looked at. What the index has in no pack is
+    /// lost.
+    fn are_packs(&self, numbers: &HashSet<PackNumber>) -> Result<bool> {
+        if numbers.is_empty() {
+            return Ok(true);
+        }
+        let rows = self.repo.store().index.read(View::numbered_packs)?;
+        let known: HashSet<PackNumber> = rows.into_iter().map(|(number, _)| number).collect();
+        Ok(numbers.is_subset(&known))
     }
 }

@@ -1,8 +1,9 @@
 //! Comparing tables of packs with the index, without looking up each id.
 //!
 //! One pass over the index sums up what points to each pack. Where the records of a table come to the
-//! same sum, the index finds all of them, and just there: ids are keyed hashes, and nobody can make
-//! others add up to the same. Where they do not, each is looked up.
+//! same sum, the index finds all of them, and just there: that damage comes to the same sum by chance is
+//! one case in 2⁶⁴. The sum has no key, so it is no proof against whoever writes the index on purpose; the
+//! tables have a keyed checksum. Where the sums differ, each record is looked up.
 
 use std::collections::HashMap;
 

@@ -35,7 +35,7 @@ pub use fault::Fault;
 pub use files::{IndexFiles, LocalFiles};
 pub use gate::{FileGate, Held, IndexLock, NoLock};
 pub use moves::Move;
-pub(crate) use scan::prefix;
+pub(crate) use scan::{following, prefix};
 pub use tables::{PackNumber, PackRow, PackState};
 pub use view::{IndexStats, Indexed, Location, View};
 
@@ -215,6 +215,20 @@ impl Index {
             database.close()?;
             Ok(done)
         })
+    }
+
+    /// As [`read`](Self::read), for whoever holds the lock. None where a killed writer left its mark, or
+    /// where this is no index of this repository.
+    pub(crate) fn read_locked<T>(&self, work: impl FnOnce(&View) -> Result<T, Fault>) -> Option<T> {
+        let read = self.guarded(|| {
+            let Some(database) = self.open_to_read()? else {
+                return Ok(None);
+            };
+            let view = View::new(database.begin_read()?);
+            self.verify(&view)?;
+            work(&view).map(Some)
+        });
+        read.ok().flatten()
     }
 
     /// Runs `work`, turning what redb says into our errors, and its panics too: it trusts what it

@@ -52,7 +52,7 @@ impl Index {
 }
 
 /// The next id after this one; none after the last.
-fn following(id: RawId) -> Option<RawId> {
+pub(crate) fn following(id: RawId) -> Option<RawId> {
     let mut bytes = *id.as_bytes();
     for byte in bytes.iter_mut().rev() {
         let (next, overflow) = byte.overflowing_add(1);

@@ -22,10 +22,10 @@ pub(super) struct Census {
 }
 
 impl Census {
-    /// The packs in which something is needed.
-    pub(super) fn needed(&self) -> impl Iterator<Item = PackNumber> {
-        let used = self.packs.iter().filter(|(_, usage)| usage.records > 0);
-        used.map(|(number, _)| *number)
+    /// The packs in which something is needed that is not wanted anyway.
+    pub(super) fn relied_on(&self) -> HashSet<PackNumber> {
+        let used = self.packs.iter().filter(|(_, usage)| usage.relied_on);
+        used.map(|(number, _)| *number).collect()
     }
 
     /// Counts what `live`, which is settled, covers. `wanted` are known to be damaged or lost.
@@ -49,6 +49,7 @@ impl Census {
             found |= needed;
             let usage = self.packs.entry(entry.pack).or_default();
             usage.count(entry.id, entry.len, needed);
+            usage.relied_on |= needed && !wanted.contains(&at);
         })?;
         let rest = ids.skip(usize::from(found));
         self.lost += rest.filter(|id| !wanted.contains(id)).count() as u64;

@@ -5,6 +5,8 @@
 //! was killed after copying; or the index is wrong. So the other copy is read before this one goes. Whether
 //! there is such a thing at all is seen by comparing the table with what was counted.
 
+use std::collections::HashSet;
+
 use rayon::prelude::*;
 
 use super::Prune;
@@ -13,30 +15,34 @@ use crate::check::packs::{Records, records_of};
 use crate::check::reason;
 use crate::format::pack::{PackEntry, read_table};
 use crate::index::Location;
-use crate::{Error, PackId, Result};
+use crate::{Error, PackId, RawId, Result};
 
 /// Packs whose tables are read at once.
 const PACKS_AT_ONCE: usize = 64;
 
 impl Prune<'_> {
     /// Takes the packs out of the plan to remove that hold the last good copy of something, and tells of
-    /// them.
+    /// them. Those that were condemned earlier, too: what was copied or found elsewhere then may have
+    /// been damaged since.
     pub(super) fn spare_last_copies(&mut self) -> Result<()> {
-        let unused = std::mem::take(&mut self.plan.unused);
-        for packs in unused.chunks(PACKS_AT_ONCE) {
+        let condemned = self.condemned.values().map(|(_, pack)| *pack);
+        let emptied = condemned.filter(|pack| pack.live_records == 0);
+        let to_go: Vec<PackUse> = self.plan.unused.iter().copied().chain(emptied).collect();
+        let mut spared = HashSet::new();
+        for packs in to_go.chunks(PACKS_AT_ONCE) {
             self.cancel.check()?;
             let doubts = packs.par_iter().map(|pack| self.last_copy_in(pack));
             for (pack, doubt) in packs.iter().zip(doubts.collect::<Result<Vec<_>>>()?) {
-                match doubt {
-                    None => self.plan.unused.push(*pack),
-                    Some(why) => {
-                        self.report.bytes_unused += pack.bytes;
-                        let why = format!("the pack {} is kept: {why}", pack.id);
-                        self.report.damage.push(why);
-                    }
+                if let Some(why) = doubt {
+                    spared.insert(pack.id);
+                    self.report.bytes_unused += pack.bytes;
+                    let why = format!("the pack {} is kept: {why}", pack.id);
+                    self.report.damage.push(why);
                 }
             }
         }
+        self.plan.unused.retain(|pack| !spared.contains(&pack.id));
+        self.condemned.retain(|pack, _| !spared.contains(pack));
         Ok(())
     }
 
@@ -49,9 +55,9 @@ impl Prune<'_> {
         if self.usages[&pack.id].is_of(&entries) {
             return Ok(None);
         }
-        let ids: Vec<_> = entries.iter().map(|entry| entry.id).collect();
-        let located = entries.par_iter().zip(self.store.index.locate(&ids)?);
-        Ok(located.find_map_any(|(entry, at)| self.doubt(pack.id, entry, at)))
+        let ids: Vec<RawId> = entries.iter().map(|entry| entry.id).collect();
+        let places = self.store.index.locate(&ids)?;
+        self.doubt(pack.id, &entries, &places)
     }
 
     /// The records of a pack by its table or, if need be, without; or why they are not known.
@@ -69,19 +75,45 @@ impl Prune<'_> {
         }
     }
 
-    /// Why a record must not go with its pack, if it must not, where the index finds it at this place.
-    /// Of what is nowhere points need nothing: that would have ended the prune.
+    /// Why one of these records must not go with its pack, if one must not, where the index finds them at
+    /// these places. Of what is nowhere, points need nothing but what is wanted: that would have ended
+    /// the prune.
     pub(super) fn doubt(
         &self,
         pack: PackId,
-        entry: &PackEntry,
-        at: Option<Location>,
-    ) -> Option<String> {
-        let elsewhere = at.filter(|at| at.pack != pack)?;
-        let error = self.store.verify_at(entry.id, elsewhere).err()?;
-        let (kind, id, why) = (entry.kind.name(), entry.id, reason(&error));
-        Some(format!(
-            "it holds {kind} {id}, and where the index finds that: {why}"
-        ))
+        entries: &[PackEntry],
+        places: &[Option<Location>],
+    ) -> Result<Option<String>> {
+        let placed = entries.iter().zip(places);
+        let nowhere = placed.filter(|(_, at)| at.is_none());
+        let nowhere: Vec<RawId> = nowhere.map(|(entry, _)| entry.id).collect();
+        let wanted = self.store.index.read(|view| view.are_wanted(&nowhere))?;
+        let wanted = nowhere.into_iter().zip(wanted);
+        let wanted: HashSet<RawId> = wanted.filter_map(|(id, is)| is.then_some(id)).collect();
+        let placed = entries.par_iter().zip(places);
+        Ok(placed.find_map_any(|(entry, at)| {
+            let (kind, id) = (entry.kind.name(), entry.id);
+            match *at {
+                Some(at) if at.pack == pack => None,
+                Some(at) => {
+                    let why = reason(&self.store.verify_at(id, at).err()?);
+                    Some(format!(
+                        "it holds {kind} {id}, and where the index finds that: {why}"
+                    ))
+                }
+                None if wanted.contains(&id) && !self.is_corrupt(pack, entry) => {
+                    Some(format!("it holds {kind} {id}, which is missed elsewhere"))
+                }
+                None => None,
+            }
+        }))
+    }
+
+    /// Whether a record is known to be of no use to anybody.
+    fn is_corrupt(&self, pack: PackId, entry: &PackEntry) -> bool {
+        let PackEntry { offset, len, .. } = *entry;
+        let at = Location { pack, offset, len };
+        let verified = self.store.verify_at(entry.id, at);
+        matches!(verified, Err(Error::Corrupt { .. }))
     }
 }

@@ -23,7 +23,7 @@ impl Prune<'_> {
         self.forgotten = self.repo.forgotten_ids()?;
         let rows = self.store.index.read(View::numbered_packs)?;
         let listing = Listing::take(self.repo)?;
-        if self._alone.is_some() {
+        if self.alone.is_some() {
             // A forgetting that was killed may be seen and not be durable yet: a point must not come back
             // from a power failure after its packs have gone.
             self.store.storage.settle(Folder::Points)?;
@@ -45,15 +45,35 @@ impl Prune<'_> {
         let all = self.store.index.read(View::unfinished)?;
         let (young, old): (Vec<_>, Vec<_>) = all
             .into_iter()
-            .partition(|(_, noticed)| now.saturating_sub(noticed.0) < keep);
-        if !old.is_empty() && self._alone.is_some() {
+            // A clock that was wrong then, or is now, shall not keep them for ever.
+            .partition(|(_, noticed)| now.abs_diff(noticed.0) < keep);
+        if !old.is_empty() && self.alone.is_some() {
             let old: Vec<LeaseId> = old.into_iter().map(|(lease, _)| lease).collect();
             self.with_room(|| self.store.index.write(|edit| edit.forget_unfinished(&old)))?;
         }
         Ok(young.into_iter().map(|(lease, _)| lease).collect())
     }
 
+    /// Counts what is needed; an error when something is lost that points need.
     fn census(&mut self, walks: &[(Absence, Vec<Target>)]) -> Result<Census> {
+        let census = self.count(walks)?;
+        if census.lost == 0 {
+            return Ok(census);
+        }
+        // Of what only leases rely on, something may be gone.
+        let of_points = walks
+            .iter()
+            .filter(|(absence, _)| *absence == Absence::IsDamage);
+        let of_points: Vec<_> = of_points.cloned().collect();
+        match self.count(&of_points)?.lost {
+            0 => Ok(census),
+            lost => Err(Error::Unprunable {
+                why: format!("{lost} records that points need are in no pack known to the index"),
+            }),
+        }
+    }
+
+    fn count(&mut self, walks: &[(Absence, Vec<Target>)]) -> Result<Census> {
         let wanted = self.wanted()?;
         let mut census = Census::default();
         let mut from = 0;
@@ -68,36 +88,28 @@ impl Prune<'_> {
             census.count(self.store, &live, &wanted, self.cancel)?;
             match live.rest() {
                 Some(rest) => from = rest,
-                None => break,
+                None => return Ok(census),
             }
         }
-        // Of what only leases rely on, something may be gone.
-        let certain = walks
-            .iter()
-            .all(|(absence, targets)| *absence == Absence::IsDamage || targets.is_empty());
-        if census.lost > 0 && certain {
-            let lost = census.lost;
-            let why = format!("{lost} records that points need are in no pack known to the index");
-            return Err(Error::Unprunable { why });
-        }
-        Ok(census)
     }
 
     /// The index may be wrong about where things are; then the packs that look unused may hold the only
-    /// copies. Packs that hold what is needed must be there at least.
+    /// copies. Packs that hold what is needed must be there at least, those aside of which repair knows that
+    /// they do not.
     fn check_present(&self, rows: &[(PackNumber, PackRow)], census: &Census) -> Result<()> {
+        let relied_on = census.relied_on();
         let known: HashSet<PackNumber> = rows.iter().map(|(number, _)| *number).collect();
-        if census.needed().any(|number| !known.contains(&number)) {
+        if !relied_on.is_subset(&known) {
             // Others have stored something meanwhile; or the index points to packs that it does not know.
             let now = self.store.index.read(View::numbered_packs)?;
             let now: HashSet<PackNumber> = now.iter().map(|(number, _)| *number).collect();
-            if census.needed().any(|number| !now.contains(&number)) {
+            if !relied_on.is_subset(&now) {
                 let why = "the index points to packs that it does not know".to_owned();
                 return Err(Error::Unprunable { why });
             }
         }
-        let needed: HashSet<PackNumber> = census.needed().collect();
-        for (_, row) in rows.iter().filter(|(number, _)| needed.contains(number)) {
+        let counted_on = rows.iter().filter(|(number, _)| relied_on.contains(number));
+        for (_, row) in counted_on {
             let found = self.store.storage.len(&ObjectName::Pack(row.id))?;
             if found != Some(row.bytes) && self.is_counted_on(row.id)? {
                 let found = found.map_or("nothing".to_owned(), |bytes| format!("{bytes} bytes"));
@@ -156,7 +168,10 @@ impl Prune<'_> {
         let unused_max = self.options.unused_max_percent;
         self.plan = plan(&self.packs, other_bytes, unused_max, target);
         self.report.bytes_unused = self.plan.left_bytes;
-        for pack in self.plan.rewrite.iter().chain(&self.plan.unused) {
+        let condemned = self.condemned.values().map(|(_, pack)| pack);
+        let emptied = condemned.filter(|pack| pack.live_records == 0);
+        let planned = self.plan.rewrite.iter().chain(&self.plan.unused);
+        for pack in planned.chain(emptied) {
             let usage = census.packs.remove(&self.numbers[&pack.id]);
             self.usages.insert(pack.id, usage.unwrap_or_default());
         }

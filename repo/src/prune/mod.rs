@@ -193,8 +193,10 @@ impl Repository {
             let marked = prune.mark();
             let changed = self.store().index.read(View::changes)? != before;
             match marked {
-                // Another prune may have taken what a point needed that was forgotten since.
+                // Another prune may have taken what a point needed that was forgotten since,
                 Err(Error::Unprunable { .. }) if changed => {}
+                // or moved what was about to be compared.
+                Ok(()) if changed && !prune.report.damage.is_empty() => {}
                 marked => return marked.map(|()| prune.forecast()),
             }
         }
@@ -219,7 +221,7 @@ pub struct Prune<'a> {
     /// How candidates are used.
     packs: Vec<PackUse>,
     plan: plan::Plan,
-    /// What is needed of the packs that are to be rewritten, or removed.
+    /// What is needed of the packs that are to be rewritten, or removed, or were condemned earlier.
     usages: HashMap<PackId, Usage>,
     numbers: HashMap<PackId, PackNumber>,
     /// Packs condemned now or earlier, with their epochs.
@@ -230,7 +232,7 @@ pub struct Prune<'a> {
     forgotten: Vec<PointId>,
     report: PruneReport,
     lease: Option<MoverLease>,
-    _alone: Option<MaintenanceLock>,
+    alone: Option<MaintenanceLock>,
 }
 
 impl<'a> Prune<'a> {
@@ -260,7 +262,7 @@ impl<'a> Prune<'a> {
             forgotten: Vec::new(),
             report: PruneReport::default(),
             lease: None,
-            _alone: alone,
+            alone,
         }
     }
 

@@ -6,6 +6,7 @@
 use std::collections::{HashMap, HashSet};
 
 use super::{Prune, PruneStage};
+use crate::check::reason;
 use crate::format::pack::read_table;
 use crate::index::{PackNumber, PackState, View};
 use crate::storage::ObjectName;
@@ -39,18 +40,35 @@ impl Prune<'_> {
         self.progress.begin(PruneStage::Removing, dead.len() as u64);
         for packs in dead.chunks(ROWS_AT_ONCE) {
             self.drop_ids(packs)?;
+            let mut removed = Vec::with_capacity(packs.len());
             for pack in packs {
                 self.cancel.check()?;
-                let name = ObjectName::Pack(*pack);
-                let bytes = self.store.storage.len(&name)?.unwrap_or(0);
-                self.store.storage.delete(&name)?;
-                self.report.packs_removed += 1;
-                self.report.bytes_removed += bytes;
+                match self.delete(*pack) {
+                    Ok(bytes) => {
+                        removed.push(*pack);
+                        self.report.packs_removed += 1;
+                        self.report.bytes_removed += bytes;
+                    }
+                    // Something else than a file may have its name: it stays, and stays dead.
+                    Err(error) if error.is_damage() && !error.is_no_space() => {
+                        let why = format!("the pack {pack} cannot be deleted: {}", reason(&error));
+                        self.report.damage.push(why);
+                    }
+                    Err(error) => return Err(error),
+                }
                 self.progress.done();
             }
-            self.with_room(|| self.store.index.write(|edit| edit.remove_packs(packs)))?;
+            self.with_room(|| self.store.index.write(|edit| edit.remove_packs(&removed)))?;
         }
         Ok(())
+    }
+
+    /// Deletes the file of a pack; its bytes.
+    fn delete(&self, pack: PackId) -> Result<u64> {
+        let name = ObjectName::Pack(pack);
+        let bytes = self.store.storage.len(&name)?.unwrap_or(0);
+        self.store.storage.delete(&name)?;
+        Ok(bytes)
     }
 
     fn drop_ids(&self, packs: &[PackId]) -> Result<()> {

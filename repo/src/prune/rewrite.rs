@@ -172,8 +172,7 @@ impl Prune<'_> {
         // The index finds some of them elsewhere.
         let ids: Vec<RawId> = entries.iter().map(|entry| entry.id).collect();
         let places = self.store.index.locate(&ids)?;
-        let located = entries.par_iter().zip(&places);
-        if let Some(why) = located.find_map_any(|(entry, at)| self.doubt(pack, entry, *at)) {
+        if let Some(why) = self.doubt(pack, &entries, &places)? {
             return Ok(Err(why));
         }
         let mut places = places.into_iter();

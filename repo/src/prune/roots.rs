@@ -90,15 +90,12 @@ impl Listing {
         let mut leased = self.leased();
         self.pinned.contains(&point)
             || self.points.binary_search(&point).is_ok()
-            || leased.any(|roots| roots.points.contains(&point))
+            || leased.any(|(_, roots)| roots.points.contains(&point))
     }
 
-    fn leased(&self) -> impl Iterator<Item = &Roots> {
-        let contents = self
-            .leases
-            .iter()
-            .filter_map(|lease| lease.content.as_ref());
-        contents.map(|content| &content.roots)
+    fn leased(&self) -> impl Iterator<Item = (LeaseId, &Roots)> {
+        let leases = self.leases.iter();
+        leases.filter_map(|lease| Some((lease.id, &lease.content.as_ref()?.roots)))
     }
 }
 
@@ -106,20 +103,23 @@ impl Listing {
 #[derive(Default)]
 pub(super) struct Marked {
     points: HashSet<PointId>,
+    /// Pinned points that are forgotten. Something of them may be gone, and be there again when the point
+    /// comes back: then it is marked once more.
+    forgotten: HashSet<PointId>,
     /// Pinned points of which there is no record, forgotten or not.
     vanished: HashSet<PointId>,
     /// What points need.
     needed: HashSet<RawId>,
-    /// What only leases and pins relied on. Something of it may be gone, and be there again when a point
-    /// needs it: then it is marked once more.
-    relied_on: HashSet<RawId>,
+    /// What only leases relied on, and which. Something of it may be gone, and be there again when another
+    /// lease is taken on it, by whoever brings a point back: then it is marked once more.
+    relied_on: HashSet<(LeaseId, RawId)>,
 }
 
 /// Roots that are to be marked.
 #[derive(Default)]
 pub(super) struct Unmarked {
     points: Vec<PointId>,
-    leased: Vec<Target>,
+    leased: Vec<(LeaseId, Target)>,
 }
 
 impl Unmarked {
@@ -132,28 +132,30 @@ impl Unmarked {
 impl Marked {
     /// Number of points.
     pub(super) fn points(&self) -> u64 {
-        self.points.len() as u64
+        (self.points.len() + self.forgotten.len()) as u64
     }
 
     /// Whether the point was marked.
     pub(super) fn has(&self, point: PointId) -> bool {
-        self.points.contains(&point)
+        self.points.contains(&point) || self.forgotten.contains(&point)
     }
 
     /// The roots of `listing` that have not been marked.
     pub(super) fn missing(&self, listing: &Listing) -> Unmarked {
         let pinned = listing.pinned.iter();
-        let pinned = pinned.filter(|point| !self.vanished.contains(point));
+        let pinned = pinned
+            .filter(|point| !self.vanished.contains(point) && !self.forgotten.contains(point));
         let points = listing.points.iter().chain(pinned);
         let points = points.filter(|point| !self.points.contains(point));
         let mut leased = Vec::new();
-        for roots in listing.leased() {
-            leased.extend(roots.disks.iter().copied().map(Target::Disk));
-            leased.extend(roots.files.iter().copied().map(Target::Piece));
+        for (lease, roots) in listing.leased() {
+            let disks = roots.disks.iter().copied().map(Target::Disk);
+            let targets = disks.chain(roots.files.iter().copied().map(Target::Piece));
+            leased.extend(targets.map(|target| (lease, target)));
         }
-        leased.retain(|target| {
+        leased.retain(|(lease, target)| {
             let id = target.id();
-            !self.needed.contains(&id) && !self.relied_on.contains(&id)
+            !self.needed.contains(&id) && !self.relied_on.contains(&(*lease, id))
         });
         Unmarked {
             points: points.copied().collect(),
@@ -170,32 +172,40 @@ impl Marked {
     ) -> Result<[(Absence, Vec<Target>); 2]> {
         // The points of a domain together and by time: neighbours share most of their trees.
         let mut needed: Vec<((DomainUuid, UnixMillis), Target)> = Vec::new();
-        let mut leased = unmarked.leased.clone();
+        let leased = unmarked.leased.iter();
+        self.relied_on
+            .extend(leased.clone().map(|(lease, target)| (*lease, target.id())));
+        let mut relied_on: Vec<Target> = leased.map(|(_, target)| *target).collect();
         for ids in unmarked.points.chunks(RECORDS_AT_ONCE) {
             self.vanished.extend(ids);
             for (point, absence) in load(repo, ids)? {
                 self.vanished.remove(&point.id);
-                self.points.insert(point.id);
                 let roots = Roots::of([&point]);
                 let disks = roots.disks.into_iter().map(Target::Disk);
                 let targets = disks.chain(roots.files.into_iter().map(Target::Piece));
                 match absence {
                     Absence::IsDamage => {
+                        self.forgotten.remove(&point.id);
+                        self.points.insert(point.id);
                         let new = targets.filter(|target| self.needed.insert(target.id()));
                         let place = (point.domain.uuid, point.time);
                         needed.extend(new.map(|target| (place, target)));
                     }
-                    Absence::IsLoss => leased.extend(targets),
+                    Absence::IsLoss => {
+                        self.forgotten.insert(point.id);
+                        relied_on.extend(targets);
+                    }
                 }
             }
         }
         needed.sort_by_key(|(place, _)| *place);
         let needed = needed.into_iter().map(|(_, target)| target).collect();
-        leased.retain(|target| {
+        let mut seen = HashSet::new();
+        relied_on.retain(|target| {
             let id = target.id();
-            !self.needed.contains(&id) && self.relied_on.insert(id)
+            !self.needed.contains(&id) && seen.insert(id)
         });
-        Ok([(Absence::IsDamage, needed), (Absence::IsLoss, leased)])
+        Ok([(Absence::IsDamage, needed), (Absence::IsLoss, relied_on)])
     }
 }
 

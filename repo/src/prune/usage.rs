@@ -18,6 +18,8 @@ pub(super) struct Usage {
     pub(super) records: u32,
     /// Bytes of them.
     pub(super) bytes: u64,
+    /// Whether one of them is not known to be damaged or lost.
+    pub(super) relied_on: bool,
     entries: usize,
     sum: u64,
     bits: Vec<u64>,

@@ -3,12 +3,13 @@
 use std::collections::HashSet;
 
 use crate::check::Health;
+use crate::format::pack::PackEntry;
 use crate::index::{Index, Location};
 use crate::lease::LeaseKind;
-use crate::{LeaseId, PointId, RawId, Repository, Result};
+use crate::{LeaseId, PackId, PointId, RawId, Repository, Result};
 
-/// Ids held in memory, about 50 MB. More than that are wanted all the same; other copies of them are
-/// looked for when the repair is repeated.
+/// Ids held in memory, about 50 MB. More than that are wanted all the same; then the index is asked
+/// which ones are.
 const HELD_MAX: usize = 1 << 20;
 
 /// Ids that become wanted in one transaction.
@@ -61,8 +62,27 @@ impl<'a> Lost<'a> {
         self.ids.is_empty()
     }
 
-    pub(super) fn contains(&self, id: RawId) -> bool {
-        self.ids.contains(&id)
+    /// Those of the good records of a pack that are lost elsewhere. They count as found from here on.
+    pub(super) fn take(
+        &mut self,
+        pack: PackId,
+        mut entries: Vec<PackEntry>,
+    ) -> Result<Vec<PackEntry>> {
+        if !self.overflown {
+            entries.retain(|entry| self.ids.remove(&entry.id));
+            return Ok(entries);
+        }
+        let ids: Vec<RawId> = entries.iter().map(|entry| entry.id).collect();
+        let (wanted, places) = self
+            .index
+            .read(|view| Ok((view.are_wanted(&ids)?, view.locate(&ids)?)))?;
+        let mut found = wanted.into_iter().zip(places);
+        entries.retain(|entry| {
+            found.next().is_some_and(|(wanted, at)| {
+                wanted && at.is_none_or(|at| (at.pack, at.offset) != (pack, entry.offset))
+            })
+        });
+        Ok(entries)
     }
 
     /// Lets go of all other wanted ids, which none of the `walked` points needs, so that they keep nobody

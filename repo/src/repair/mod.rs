@@ -83,7 +83,7 @@ impl Repository {
         let mut report = RepairReport::default();
         if options.dry_run {
             let points = self.points_in_order()?;
-            let packs = packs::check(self, ReadData::ALL, progress, cancel)?;
+            let packs = packs::check(self, ReadData::ALL, None, progress, cancel)?;
             report.packs_damaged = damaged(&packs.health).len() as u64;
             report.found = packs.report;
             self.check_pins(&mut report.found)?;
@@ -110,7 +110,7 @@ impl Repository {
             .leases
             .writer("virtkeep repair", Roots::default(), index, |_| Ok(()))?;
 
-        let packs = packs::check(self, ReadData::ALL, progress, cancel)?;
+        let packs = packs::check(self, ReadData::ALL, Some(&alone), progress, cancel)?;
         self.refuse_wrong_key(&packs.health)?;
         self.heal_records(options, &mut report)?;
         let points = self.points_in_order()?;
@@ -138,7 +138,7 @@ impl Repository {
             if lost.is_empty() {
                 break;
             }
-            let found = copies::find(self, &packs.health, &lost, cancel)?;
+            let found = copies::find(self, &packs.health, &mut lost, cancel)?;
             report.records_found += found;
             if found == 0 {
                 break;

@@ -1,8 +1,8 @@
 //! Copying what is good out of damaged packs.
 //!
 //! The order: copies are durable; then the index finds the records there; then what is left in the
-//! damaged pack, and is not wanted, is found no more, so that no backup relies on it; then the pack is
-//! condemned. It stays until prune finds that nothing needs it, or is removed here on request.
+//! damaged pack, and is not wanted, is wanted, since a running backup may have found it, and is found no
+//! more, so that no other backup relies on it; then the pack is condemned. It stays until prune finds that nothing needs it, or is removed here on request.
 //!
 //! A medium that could not be read may be read the next time, and rights may be given back: of a pack
 //! where that happened nothing is dropped, and it is not removed, not even on request.
@@ -14,7 +14,7 @@ use crate::check::packs::{Records, records_of};
 use crate::check::{Health, PackHealth};
 use crate::format::pack::{FinishedPack, PackEntry, PackWriter, read_table};
 use crate::format::record;
-use crate::index::{Move, PackNumber, PackRow, View};
+use crate::index::{Move, PackNumber, PackRow, View, following};
 use crate::storage::ObjectName;
 use crate::store::Store;
 use crate::{Cancel, Error, LeaseId, PackId, PackKind, RawId, Repository, Result};
@@ -94,34 +94,36 @@ pub(super) fn salvage(
     })
 }
 
-/// Makes the index find nothing in packs that are `removed`, and in those that are `hurt` only what is
-/// wanted, for messages: a damaged record must never be taken for a known one.
+/// Makes the index find nothing in packs that are `removed`, and in those that are `hurt` only what was
+/// wanted before, for messages: a damaged record must never be taken for a known one.
 fn drop_entries(
     store: &Store,
     hurt: &[(PackNumber, PackRow)],
     removed: &[(PackNumber, PackId)],
 ) -> Result<()> {
-    let is_hurt = |number| hurt.iter().any(|(hurt, _)| *hurt == number);
-    let is_removed = |number| removed.iter().any(|(removed, _)| *removed == number);
+    let hurt: HashSet<PackNumber> = hurt.iter().map(|(number, _)| *number).collect();
+    let removed: HashSet<PackNumber> = removed.iter().map(|(number, _)| *number).collect();
     let mut from = Some(RawId::from_bytes([0; 32]));
     while let Some(start) = from {
         let (next, located) = store.index.read(|view| {
             let slice = view.scan(start, SCAN)?;
-            let next = slice.last().and_then(|last| successor(last.id));
+            let next = slice.last().and_then(|last| following(last.id));
             let located: Vec<(RawId, PackNumber)> = slice
                 .into_iter()
-                .filter(|entry| is_hurt(entry.pack))
+                .filter(|entry| hurt.contains(&entry.pack))
                 .map(|entry| (entry.id, entry.pack))
                 .collect();
             let ids: Vec<RawId> = located.iter().map(|(id, _)| *id).collect();
             let wanted = view.are_wanted(&ids)?;
             let located = located.into_iter().zip(wanted);
-            let dropped = located.filter(|((_, pack), wanted)| !wanted || is_removed(*pack));
+            let dropped = located.filter(|((_, pack), wanted)| !wanted || removed.contains(pack));
             Ok((
                 next,
                 dropped.map(|(located, _)| located).collect::<Vec<_>>(),
             ))
         })?;
+        let ids: Vec<RawId> = located.iter().map(|(id, _)| *id).collect();
+        want(store, &ids)?;
         if !located.is_empty() {
             store.index.drop_located(&located)?;
         }
@@ -130,17 +132,12 @@ fn drop_entries(
     Ok(())
 }
 
-/// The id behind this one; none behind the last.
-fn successor(id: RawId) -> Option<RawId> {
-    let mut bytes = *id.as_bytes();
-    for byte in bytes.iter_mut().rev() {
-        let (next, overflow) = byte.overflowing_add(1);
-        *byte = next;
-        if !overflow {
-            return Some(RawId::from_bytes(bytes));
-        }
+/// Makes these ids wanted.
+fn want(store: &Store, ids: &[RawId]) -> Result<()> {
+    for ids in ids.chunks(WANTED_AT_ONCE) {
+        store.index.write(|edit| edit.want(ids))?;
     }
-    None
+    Ok(())
 }
 
 /// The records of a pack that were found good.
@@ -210,9 +207,7 @@ impl Copier<'_> {
                 }
             }
         }
-        for bad in bad.chunks(WANTED_AT_ONCE) {
-            self.store.index.write(|edit| edit.want(bad))?;
-        }
+        want(self.store, &bad)?;
         Ok(readable)
     }
 

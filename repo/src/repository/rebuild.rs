@@ -128,7 +128,11 @@ impl Repository {
                 edit.put_point(*id, record)?;
             }
             edit.raise_epoch(memory.epoch)?;
-            edit.want(&memory.wanted)
+            // A running backup may have found damage, or healed it.
+            match store.index.read_locked(|old| old.wanted(WANTED_MAX)) {
+                Some(wanted) => edit.want(&wanted.into_iter().collect::<Vec<_>>()),
+                None => edit.want(&memory.wanted),
+            }
         })?;
         Ok(report)
     }

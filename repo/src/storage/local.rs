@@ -225,7 +225,8 @@ impl Storage for LocalStorage {
                     name.as_encoded_bytes()
                         .ends_with(TEMPORARY_SUFFIX.as_bytes())
                 });
-                if is_temporary {
+                // A directory is nobody's, and no reason to fail.
+                if is_temporary && !shared.files.is_directory(&path) {
                     let removed = shared.remove_if_abandoned(&path);
                     freed += removed.map_err(Error::io("remove", &path))?;
                 }

@@ -7,10 +7,13 @@ use std::sync::Mutex;
 
 use virtkeep_repo::{
     Affected, ByteLen, Cancel, CheckOptions, CheckProgress, CheckReport, Codec, InitOptions, Point,
-    ReadData, Repository,
+    ReadData, RepairOptions, Repository,
 };
 
 use crate::disk::{MemoryDisk, backup, repository};
+use crate::last_copy::{lose, path_of, with_a_last_pack};
+use crate::prune::{Quiet, assert_clean, now, prune, reopen};
+use crate::prune_races::index_of;
 
 const KIB: usize = 1 << 10;
 
@@ -232,4 +235,31 @@ fn a_damaged_subtree_is_named_with_all_that_hangs_below_it() {
     assert_eq!(affected[0].point, second.id);
     let leaf = 256 << 10;
     assert_eq!(affected[0].ranges, vec![20 << 20..(20 << 20) + leaf]);
+}
+
+#[test]
+fn what_the_index_finds_in_no_pack_at_all_is_told_and_healed() {
+    for (way, unknown) in [("no entry", false), ("an entry to an unknown pack", true)] {
+        let (_dir, repo, mut history, last) = with_a_last_pack();
+        fs::remove_file(path_of(&repo, last.id)).unwrap();
+        if !unknown {
+            lose(&repo, last.id, last.entries[0]);
+        }
+        let index = index_of(&repo);
+        index.write(|edit| edit.remove_packs(&[last.id])).unwrap();
+
+        let repo = reopen(&repo);
+        let options = CheckOptions::default();
+        let checked = repo.check(options, &Quiet, &Cancel::new()).unwrap();
+        assert_eq!(checked.affected, 1, "{way}: {checked:?}");
+        let repaired = repo.repair(RepairOptions::default(), &Quiet, &Cancel::new());
+        let repaired = repaired.unwrap();
+        assert!(!repaired.is_whole(), "{way}: {repaired:?}");
+        assert_eq!(repo.wanted().unwrap(), 1, "{way}");
+        prune(&repo, now());
+        history.back_up(&reopen(&repo));
+        let repo = reopen(&repo);
+        history.assert_restores(&repo);
+        assert_clean(&repo);
+    }
 }

@@ -8,11 +8,12 @@ use std::sync::Arc;
 use std::sync::atomic::{AtomicU64, Ordering};
 
 use virtkeep_repo::{
-    ByteLen, Cancel, Env, InitOptions, NoProgress, OpenOptions, Point, Random, RepairOptions,
-    Repository,
+    ByteLen, Cancel, Env, Error, InitOptions, NoProgress, OpenOptions, Point, Random,
+    RepairOptions, Repository,
 };
 
 use crate::disk::{MemoryDisk, backup, draft, restore};
+use crate::last_copy::{path_of, with_a_last_pack};
 use crate::prune::{History, Quiet, assert_clean, noise, now, prune, reopen, small};
 use crate::rebuild::rebuild;
 
@@ -80,6 +81,71 @@ fn what_a_running_backup_relies_on_stays_wanted_when_it_is_found_damaged() {
         history.assert_restores(&repo);
         assert_clean(&repo);
     }
+}
+
+#[test]
+fn what_a_running_backup_relies_on_is_wanted_also_when_nothing_tells_any_more_that_it_was_there() {
+    for remove in [false, true] {
+        let (_dir, repo) = small();
+        let mut history = History::new(512 << 10);
+        history.grow(&repo, 2);
+        let before = data_packs(&repo);
+        let (mut disk, _) = garbage(&repo);
+        let source = disk.whole();
+        let running = repo.begin_backup(&[], "test").unwrap();
+        let stored = running
+            .store_disk(&source, None, &NoProgress, &Cancel::new())
+            .unwrap();
+        assert_eq!(stored.stats.new_chunks, 0, "all of it was found");
+        let of_garbage = data_packs(&repo);
+        let pack = of_garbage.iter().find(|pack| !before.contains(pack));
+        spoil_record_and_table(pack.unwrap());
+        repair(&reopen(&repo), remove);
+        let point = running.commit(draft(&source, stored)).unwrap();
+
+        let repo = reopen(&repo);
+        let next = backup(&repo, &disk.changes(), Some(&point));
+        let repo = reopen(&repo);
+        assert!(restore(&repo, &next) == disk.bytes, "remove: {remove}");
+        assert!(restore(&repo, &point) == disk.bytes);
+        prune(&repo, now());
+        repair(&repo, true);
+        assert_eq!(repo.wanted().unwrap(), 0);
+        history.assert_restores(&repo);
+        assert_clean(&repo);
+    }
+}
+
+/// Spoils the header of the first record, and the table: nothing of that record is left.
+fn spoil_record_and_table(pack: &Path) {
+    let file = fs::OpenOptions::new().write(true).open(pack).unwrap();
+    let len = file.metadata().unwrap().len();
+    for at in [64, len - 100] {
+        file.write_all_at(&[0xff; 48], at).unwrap();
+    }
+}
+
+#[test]
+fn prune_goes_on_beside_a_pack_that_was_cut_short_once_repair_knows_of_it() {
+    let (_dir, repo, mut history, last) = with_a_last_pack();
+    let pack = path_of(&repo, last.id);
+    let file = fs::OpenOptions::new().write(true).open(pack).unwrap();
+    file.set_len(100).unwrap();
+    let repo = reopen(&repo);
+    garbage(&repo);
+    let pruned = repo.prune(now(), &Quiet, &Cancel::new());
+    let is_refused = matches!(pruned, Err(Error::Unprunable { .. }));
+    assert!(is_refused, "{pruned:?}");
+
+    repair(&repo, false);
+    assert!(repo.wanted().unwrap() > 0);
+    assert!(prune(&repo, now()).packs_removed > 0);
+    history.back_up(&reopen(&repo));
+    let repo = reopen(&repo);
+    history.assert_restores(&repo);
+    prune(&repo, now());
+    history.assert_restores(&repo);
+    assert_clean(&repo);
 }
 
 #[test]

@@ -8,9 +8,10 @@ use virtkeep_repo::pin::PinStore;
 use virtkeep_repo::storage::{Folder, LocalStorage, ObjectName, ObjectWriter, Storage};
 use virtkeep_repo::{Env, OpenOptions, Parts, Repository, Result};
 
-/// When something happens: just after this was done.
+/// When something happens: just after this was done, or just before it begins.
 #[derive(Clone, Copy, PartialEq, Eq, Debug)]
 pub(crate) enum Moment {
+    Creating(ObjectName),
     Created(ObjectName),
     Read(ObjectName),
     Measured(ObjectName),
@@ -71,6 +72,7 @@ pub(crate) fn hooked_with(
 
 impl Storage for Hooked {
     fn create(&self, name: &ObjectName) -> Result<Box<dyn ObjectWriter>> {
+        self.reach(Moment::Creating(*name));
         Ok(Box::new(Writer {
             inner: self.inner.create(name)?,
             name: *name,

@@ -7,7 +7,7 @@ use virtkeep_repo::config::Config;
 use virtkeep_repo::format::pack::{FinishedPack, PackEntry, read_table};
 use virtkeep_repo::index::View;
 use virtkeep_repo::storage::LocalStorage;
-use virtkeep_repo::{Cancel, Env, PackId, PruneReport, RepairOptions, Repository};
+use virtkeep_repo::{Cancel, Env, Error, PackId, PruneReport, RepairOptions, Repository};
 
 use crate::disk::{MemoryDisk, backup, restore};
 use crate::healing::{data_packs, spoil};
@@ -28,13 +28,13 @@ fn new_packs(repo: &Repository, before: &[PackId]) -> Vec<PackId> {
     packs
 }
 
-fn pack_ids(repo: &Repository) -> Vec<PackId> {
+pub(crate) fn pack_ids(repo: &Repository) -> Vec<PackId> {
     let name = |path: &std::path::PathBuf| path.file_stem().unwrap().to_str().unwrap().parse();
     let packs = data_packs(repo);
     packs.iter().map(|path| name(path).unwrap()).collect()
 }
 
-fn path_of(repo: &Repository, pack: PackId) -> std::path::PathBuf {
+pub(crate) fn path_of(repo: &Repository, pack: PackId) -> std::path::PathBuf {
     let name = format!("{pack}.pack");
     let mut packs = data_packs(repo).into_iter();
     packs.find(|path| path.ends_with(&name)).unwrap()
@@ -42,15 +42,26 @@ fn path_of(repo: &Repository, pack: PackId) -> std::path::PathBuf {
 
 /// Makes the index find this record of `from` elsewhere.
 fn misplace(repo: &Repository, from: PackId, entry: PackEntry, to: &FinishedPack, offset: u32) {
-    let index = index_of(repo);
-    let rows = index.read(View::numbered_packs).unwrap();
-    let (number, _) = rows.iter().find(|(_, row)| row.id == from).unwrap();
-    index.drop_located(&[(entry.id, *number)]).unwrap();
+    lose(repo, from, entry);
     let only = FinishedPack {
         entries: vec![PackEntry { offset, ..entry }],
         ..to.clone()
     };
-    index.add_packs(&[only]).unwrap();
+    index_of(repo).add_packs(&[only]).unwrap();
+}
+
+/// Makes the index find this record of `from` nowhere.
+pub(crate) fn lose(repo: &Repository, from: PackId, entry: PackEntry) {
+    let index = index_of(repo);
+    let rows = index.read(View::numbered_packs).unwrap();
+    let (number, _) = rows.iter().find(|(_, row)| row.id == from).unwrap();
+    index.drop_located(&[(entry.id, *number)]).unwrap();
+}
+
+fn repair_to_whole(repo: &Repository) {
+    let mended = repo.repair(RepairOptions::default(), &Quiet, &Cancel::new());
+    let mended = mended.unwrap();
+    assert!(mended.is_whole(), "{mended:?}");
 }
 
 fn assert_kept_and_mended(repo: &Repository, report: &PruneReport, history: &History) {
@@ -66,7 +77,7 @@ fn assert_kept_and_mended(repo: &Repository, report: &PruneReport, history: &His
 }
 
 /// A history, and in a pack of its own the records of a last write.
-fn with_a_last_pack() -> (tempfile::TempDir, Repository, History, FinishedPack) {
+pub(crate) fn with_a_last_pack() -> (tempfile::TempDir, Repository, History, FinishedPack) {
     let (dir, repo) = small();
     let mut history = History::new(512 << 10);
     history.grow(&repo, 2);
@@ -187,4 +198,77 @@ fn what_two_packs_hold_in_good_order_is_kept_once() {
     for point in [first, second] {
         assert!(restore(&reopen(&repo), &point) == disk.bytes);
     }
+}
+
+#[test]
+fn what_was_copied_elsewhere_and_is_damaged_there_is_taken_from_the_pack_that_waits_to_be_removed()
+{
+    for mended_before in [true, false] {
+        let (_dir, repo) = small();
+        let mut disk = MemoryDisk::new(256 << 10);
+        disk.write(0, &noise(1, 256 << 10));
+        let first = backup(&repo, &disk.whole(), None);
+        for chunk in 0..32 {
+            disk.write(chunk * 8192, &noise(100 + chunk as u64, 4096));
+        }
+        let second = backup(&repo, &disk.whole(), None);
+        repo.forget(&[first.id]).unwrap();
+        let before = pack_ids(&repo);
+        let running = repo.begin_backup(&[], "test").unwrap();
+        assert!(prune(&repo, now()).packs_waiting > 0);
+        let [copies] = new_packs(&repo, &before)[..] else {
+            panic!("one data pack of copies");
+        };
+        spoil(&path_of(&repo, copies));
+        let repo = reopen(&repo);
+        if mended_before {
+            repair_to_whole(&repo);
+        }
+        drop(running);
+        let report = prune(&repo, now());
+        assert_eq!(report.damage.is_empty(), mended_before, "{report:?}");
+        let repo = reopen(&repo);
+        if !mended_before {
+            repair_to_whole(&repo);
+            assert!(prune(&repo, now()).damage.is_empty());
+        }
+        assert!(restore(&reopen(&repo), &second) == disk.bytes);
+        assert_clean(&repo);
+    }
+}
+
+#[test]
+fn what_the_index_finds_nowhere_stops_prune_also_while_a_forgotten_point_is_read() {
+    let (_dir, repo, history, last) = with_a_last_pack();
+    let mut disk = MemoryDisk::new(64 << 10);
+    disk.write(0, &noise(77, 64 << 10));
+    let forgotten = backup(&repo, &disk.whole(), None);
+    repo.forget(&[forgotten.id]).unwrap();
+    let reader = repo.read_disk(&forgotten, &forgotten.disks[0]).unwrap();
+    lose(&repo, last.id, last.entries[0]);
+    let pruning = reopen(&repo);
+    for pruned in [
+        pruning.prune_dry_run(now(), &Quiet, &Cancel::new()),
+        pruning.prune(now(), &Quiet, &Cancel::new()),
+    ] {
+        let is_refused = matches!(pruned, Err(Error::Unprunable { .. }));
+        assert!(is_refused, "{pruned:?}");
+    }
+    drop(reader);
+    repair_to_whole(&pruning);
+    let repo = reopen(&repo);
+    history.assert_restores(&repo);
+    assert!(prune(&repo, now()).damage.is_empty());
+    history.assert_restores(&repo);
+    assert_clean(&repo);
+}
+
+#[test]
+fn a_pack_stays_that_holds_what_is_wanted_and_found_nowhere() {
+    let (_dir, repo, history, last) = with_a_last_pack();
+    lose(&repo, last.id, last.entries[0]);
+    let id = last.entries[0].id;
+    index_of(&repo).write(|edit| edit.want(&[id])).unwrap();
+    let report = prune(&reopen(&repo), now());
+    assert_kept_and_mended(&repo, &report, &history);
 }

@@ -9,6 +9,8 @@ use virtkeep_repo::{
 };
 
 use crate::disk::{MemoryDisk, backup, repository, restore};
+use crate::last_copy::{pack_ids, path_of};
+use crate::prune_races::index_of;
 
 pub(crate) struct Quiet;
 
@@ -180,6 +182,39 @@ fn a_repository_without_points_is_empty_after_a_prune() {
     assert_eq!(report.points, 0);
     let stats = repo.stats().unwrap();
     assert_eq!((stats.packs, stats.pack_bytes, stats.chunks), (0, 0, 0));
+    assert_clean(&repo);
+}
+
+#[test]
+fn a_dead_pack_that_cannot_be_deleted_is_told_and_keeps_nobody_from_pruning() {
+    let (_dir, repo) = small();
+    let mut history = History::new(1 << 20);
+    history.grow(&repo, 3);
+    // As a prune leaves it that was killed after its decision.
+    let mut disk = MemoryDisk::new(64 << 10);
+    disk.write(0, &noise(77, 64 << 10));
+    let before = pack_ids(&repo);
+    let point = backup(&repo, &disk.whole(), None);
+    let mut dead = pack_ids(&repo);
+    dead.retain(|pack| !before.contains(pack));
+    repo.forget(&[point.id]).unwrap();
+    let index = index_of(&repo);
+    index.write(|edit| edit.condemn(&dead)).unwrap();
+    index.write(|edit| edit.bury(&dead)).unwrap();
+    let path = path_of(&repo, dead[0]);
+    std::fs::remove_file(&path).unwrap();
+    std::fs::create_dir(&path).unwrap();
+
+    let repo = reopen(&repo);
+    for packs in 0..2 {
+        let report = prune(&repo, now());
+        assert_eq!(report.damage.len(), 1, "{report:?}");
+        assert_eq!(report.packs_removed > 0, packs == 0, "{report:?}");
+    }
+    std::fs::remove_dir(&path).unwrap();
+    assert!(prune(&repo, now()).damage.is_empty());
+    assert!(index.packs().unwrap().iter().all(|row| row.id != dead[0]));
+    history.assert_restores(&repo);
     assert_clean(&repo);
 }
 

@@ -19,6 +19,7 @@ use virtkeep_repo::{
 };
 
 use crate::disk::{MemoryDisk, backup, draft, restore};
+use crate::hooked::{Moment, hooked};
 use crate::prune::{History, Quiet, assert_clean, noise, now, prune, reopen, small};
 
 fn begin<'a>(repo: &'a Repository, cancel: &'a Cancel) -> Prune<'a> {
@@ -326,6 +327,50 @@ fn what_a_reader_of_a_forgotten_point_misses_is_kept_for_the_backup_that_stores_
     pruning.settle().unwrap();
     pruning.finish().unwrap();
     assert!(restore(&repo, &point) == disk.bytes);
+    history.assert_restores(&repo);
+    assert_clean(&repo);
+}
+
+#[test]
+fn a_point_that_comes_back_keeps_what_its_reader_missed_while_it_was_marked() {
+    let (_dir, repo) = small();
+    let history = other(&repo);
+    let before: Vec<PackId> = index_of(&repo)
+        .packs()
+        .unwrap()
+        .iter()
+        .map(|row| row.id)
+        .collect();
+    let (mut disk, forgotten) = garbage(&repo);
+    let _reader = repo.read_disk(&forgotten, &forgotten.disks[0]).unwrap();
+    lose_leaves(&repo, &before);
+
+    let cancel = Cancel::new();
+    let mut pruning = begin(&repo, &cancel);
+    pruning.mark().unwrap();
+    let unused = pruning.unused();
+    // Stores anew what was missed, finds the rest, and is forgotten.
+    let same = backup(&repo, &disk.whole(), None);
+    assert_eq!(same.disks[0].stats.new_chunks, 0, "all of it was found");
+    repo.forget(&[same.id]).unwrap();
+    pruning.condemn(&unused).unwrap();
+
+    let (tell, looked) = mpsc::channel();
+    let (go_on, settled) = mpsc::channel::<()>();
+    let moment = Moment::Creating(ObjectName::Point(forgotten.id));
+    let undoing = hooked(repo.path(), moment, move || {
+        tell.send(()).unwrap();
+        settled.recv().unwrap();
+    });
+    std::thread::scope(|scope| {
+        let undo = scope.spawn(|| undoing.undo_forget(forgotten.id, &Cancel::new()));
+        looked.recv().unwrap();
+        pruning.settle().unwrap();
+        go_on.send(()).unwrap();
+        undo.join().unwrap().unwrap();
+    });
+    pruning.finish().unwrap();
+    assert!(restore(&reopen(&repo), &forgotten) == disk.bytes);
     history.assert_restores(&repo);
     assert_clean(&repo);
 }
