@@ -18,6 +18,7 @@ const BATCH: usize = 4096;
 pub(super) struct Lost<'a> {
     index: &'a Index,
     ids: HashSet<RawId>,
+    held_max: usize,
     pending: Vec<RawId>,
     overflown: bool,
 }
@@ -27,6 +28,7 @@ impl<'a> Lost<'a> {
         Self {
             index,
             ids: HashSet::new(),
+            held_max: HELD_MAX,
             pending: Vec::new(),
             overflown: false,
         }
@@ -37,7 +39,7 @@ impl<'a> Lost<'a> {
         if self.ids.contains(&id) {
             return Ok(());
         }
-        if self.ids.len() < HELD_MAX {
+        if self.ids.len() < self.held_max {
             self.ids.insert(id);
         } else {
             self.overflown = true;
@@ -126,5 +128,34 @@ impl<'a> Lost<'a> {
             }
             edit.want_no_more(&others)
         })
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::index::tests::{create, id, pack};
+
+    #[test]
+    fn copies_are_taken_also_of_what_is_not_held_in_memory() {
+        let dir = tempfile::tempdir().unwrap();
+        let index = create(dir.path());
+        let damaged = pack(1, [1, 2, 3]);
+        index.add_packs(std::slice::from_ref(&damaged)).unwrap();
+        for held_max in [1, HELD_MAX] {
+            let mut lost = Lost::new(&index);
+            lost.held_max = held_max;
+            for number in 1..=3 {
+                lost.note(id(number)).unwrap();
+            }
+            lost.flush().unwrap();
+            assert_eq!(lost.overflown, held_max == 1);
+            let copies = pack(2, [1, 2, 3, 4]);
+            let taken = lost.take(copies.id, copies.entries.clone()).unwrap();
+            assert_eq!(taken, copies.entries[..3]);
+            // What is found here already is not found once more.
+            let none = lost.take(damaged.id, damaged.entries.clone()).unwrap();
+            assert_eq!(none, []);
+        }
     }
 }

@@ -5,11 +5,12 @@ use std::path::Path;
 use std::sync::Mutex;
 
 use virtkeep_repo::{
-    Cancel, CheckOptions, CheckProgress, Env, Error, InitOptions, OpenOptions, Point, ReadData,
-    RebuildReport, Repository,
+    Cancel, CheckOptions, CheckProgress, Env, Error, InitOptions, OpenOptions, Point, RawId,
+    ReadData, RebuildReport, Repository,
 };
 
 use crate::disk::{MemoryDisk, backup, repository, restore};
+use crate::prune_races::index_of;
 
 const MIB: usize = 1 << 20;
 
@@ -140,4 +141,29 @@ fn a_backup_that_runs_while_the_index_is_rebuilt_is_in_it() {
     let repo = open(&repo).unwrap();
     assert!(restore(&repo, &point) == bytes);
     assert_eq!(repo.points().unwrap().len(), 2);
+}
+
+/// Finds damage, as a running backup does, once the packs have been listed.
+struct Distrusting<'a>(&'a Repository, RawId);
+
+impl CheckProgress for Distrusting<'_> {
+    fn packs(&self, _: u64) {
+        let index = index_of(self.0);
+        index.write(|edit| edit.want(&[self.1])).unwrap();
+    }
+    fn pack_done(&self, _: u64) {}
+    fn points(&self, _: u64) {}
+    fn point_done(&self) {}
+}
+
+#[test]
+fn damage_that_a_backup_finds_while_the_index_is_rebuilt_is_remembered() {
+    let (_dir, repo) = repository(&InitOptions::default());
+    let mut disk = MemoryDisk::new(MIB);
+    disk.write(0, &[7; 300_000]);
+    let point = backup(&repo, &disk.whole(), None);
+    let during = Distrusting(&repo, RawId::from_bytes(*point.disks[0].root.as_bytes()));
+    let (options, env) = (OpenOptions::default(), Env::system());
+    Repository::rebuild_index(repo.path(), &options, env, &during, &Cancel::new()).unwrap();
+    assert_eq!(open(&repo).unwrap().wanted().unwrap(), 1);
 }
