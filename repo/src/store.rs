@@ -10,7 +10,7 @@ use crate::ids::ContentId;
 use crate::index::{Index, Location};
 use crate::keys::Keys;
 use crate::manifest::NodeSource;
-use crate::read::{PlacedLeaf, Slot, Touched};
+use crate::read::{Pace, PlacedLeaf, Slot, Touched};
 use crate::storage::{ObjectName, Storage};
 use crate::{
     ChunkId, Codec, Env, Error, NodeId, PackId, PointId, RawId, RecordKind, Result, RootId,
@@ -34,6 +34,7 @@ pub(crate) struct Store {
     pub(crate) places: Cache<NodeId, PlacedLeaf>,
     pub(crate) chunks: Cache<ChunkId, Slot>,
     pub(crate) touched: Touched,
+    pub(crate) pace: Pace,
 }
 
 impl Store {

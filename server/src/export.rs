@@ -50,6 +50,14 @@ pub trait Export: Send + Sync {
         None
     }
 
+    /// How many requests of one connection are worth carrying out at one time, as things are now.
+    /// An export that waits for a disk or a network wants many, and gets as many as
+    /// [`Limits`](crate::Limits) allow. One that keeps a core busy with each request is served faster
+    /// with about as many as there are cores. Asked before each request, so it should be cheap.
+    fn concurrency(&self) -> usize {
+        usize::MAX
+    }
+
     /// Writes `data` at `offset`; it need not be on stable storage before [`flush`](Export::flush).
     ///
     /// A write longer than [`PIECE_BYTES`](crate::limits::PIECE_BYTES) comes in pieces, one after the

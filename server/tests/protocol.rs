@@ -48,6 +48,47 @@ fn a_fast_request_overtakes_a_slow_one_of_the_same_connection() {
     assert_eq!(client.reply().1, 1);
 }
 
+/// A disk that counts how many of its reads run at one time, and wants two.
+#[derive(Default)]
+struct Pair {
+    running: AtomicUsize,
+    most: Arc<AtomicUsize>,
+}
+
+impl Export for Pair {
+    fn size(&self) -> u64 {
+        MIB
+    }
+
+    fn concurrency(&self) -> usize {
+        2
+    }
+
+    fn read(&self, _offset: u64, buffer: &mut [u8]) -> Result<(), ExportError> {
+        let running = 1 + self.running.fetch_add(1, Ordering::SeqCst);
+        self.most.fetch_max(running, Ordering::SeqCst);
+        std::thread::sleep(Duration::from_millis(2));
+        self.running.fetch_sub(1, Ordering::SeqCst);
+        buffer.fill(7);
+        Ok(())
+    }
+}
+
+#[test]
+fn an_export_is_asked_for_as_much_at_one_time_as_it_says_is_worth_it() {
+    let pair = Pair::default();
+    let most = pair.most.clone();
+    let served = Served::one(pair);
+    let mut client = served.session();
+    for cookie in 0..40 {
+        client.send(Command::Read, cookie, 0, 512);
+    }
+    let mut answered: Vec<u64> = (0..40).map(|_| client.reply().1).collect();
+    answered.sort_unstable();
+    assert_eq!(answered, (0..40).collect::<Vec<_>>());
+    assert_eq!(most.load(Ordering::SeqCst), 2);
+}
+
 #[test]
 fn stopping_finishes_the_requests_in_flight_and_then_closes() {
     let (gate, has_entered, open) = Gate::new();

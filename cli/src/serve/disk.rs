@@ -3,6 +3,7 @@
 use std::ops::Range;
 use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, Ordering};
+use std::thread;
 
 use nbd_server::{
     BlockSizes, Context, ErrorCode, Export, ExportError, Extents, Features, HOLE, Holes, ZERO,
@@ -34,6 +35,8 @@ pub(crate) struct OpenDisk {
     block_sizes: BlockSizes,
     /// The name it was opened by may soon mean another point.
     moves: bool,
+    /// Two at least: one sends while the other unpacks.
+    cores: usize,
     complained: AtomicBool,
     complained_of_context: AtomicBool,
 }
@@ -62,6 +65,7 @@ impl OpenDisk {
                 .and_then(|chunk| BlockSizes::new(1, chunk))
                 .unwrap_or_default(),
             moves,
+            cores: thread::available_parallelism().map_or(2, |cores| cores.get().max(2)),
             complained: AtomicBool::new(false),
             complained_of_context: AtomicBool::new(false),
             reader: Arc::new(reader),
@@ -144,6 +148,14 @@ impl Export for OpenDisk {
         let end = DiskOffset(offset + length);
         self.reader.prefetch(DiskOffset(offset), end);
         Ok(())
+    }
+
+    fn concurrency(&self) -> usize {
+        if self.reader.waits_for_storage() {
+            usize::MAX
+        } else {
+            self.cores
+        }
     }
 
     fn block_sizes(&self) -> BlockSizes {

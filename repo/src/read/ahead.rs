@@ -1,10 +1,12 @@
 //! Reading ahead for a client that reads on and on, one request at a time.
 //!
 //! One with many requests in flight keeps all cores busy by itself, and is left alone: what it asks
-//! for next has been asked for already.
+//! for next has been asked for already. With few cores its reads often come one at a time all the
+//! same, since each is over before the next gets its turn; so a reader counts as lone only after some
+//! reads without company.
 
 use std::ops::Range;
-use std::sync::atomic::{AtomicUsize, Ordering};
+use std::sync::atomic::{AtomicU64, AtomicUsize, Ordering};
 use std::sync::{Arc, Mutex};
 
 use super::DiskReader;
@@ -15,11 +17,16 @@ use crate::sync::lock;
 /// How many reads in a row make a stream.
 const READS_IN_A_ROW_MIN: u32 = 2;
 
+/// How many reads without company make a reader a lone one again.
+const READS_ALONE_MIN: u32 = 64;
+
 /// How one disk is being read.
 #[derive(Default)]
 pub(super) struct Stream {
     readers: AtomicUsize,
     track: Mutex<Track>,
+    /// Where the read that began last ends.
+    position: AtomicU64,
 }
 
 /// The way of a lone reader.
@@ -31,6 +38,8 @@ struct Track {
     in_a_row: u32,
     /// How far it has been read ahead.
     ahead: u64,
+    /// How many more reads must go without company.
+    crowded: u32,
 }
 
 /// A read that is going on.
@@ -59,13 +68,19 @@ impl Reading<'_> {
     /// Which range of a disk of `size` bytes to read ahead, now that `range` is being read.
     pub(super) fn next(&self, range: Range<u64>, size: u64) -> Option<Range<u64>> {
         let mut track = lock(&self.stream.track);
-        if !self.alone || range.start != track.end {
+        track.crowded = if self.alone {
+            track.crowded.saturating_sub(1)
+        } else {
+            READS_ALONE_MIN
+        };
+        if track.crowded > 0 || range.start != track.end {
             track.in_a_row = 0;
             track.ahead = range.end;
         } else {
             track.in_a_row += 1;
         }
         track.end = range.end;
+        self.stream.position.store(range.end, Ordering::Relaxed);
         let wanted = range.end.saturating_add(READ_AHEAD_BYTES).min(size);
         let start = track.ahead.max(range.end);
         let worth = start < wanted && start < range.end.saturating_add(READ_AHEAD_BYTES / 2);
@@ -82,10 +97,20 @@ impl DiskReader {
     pub fn prefetch(&self, from: crate::DiskOffset, until: crate::DiskOffset) {
         self.assert_inside(from, until);
         let end = until.0.min(from.0.saturating_add(READ_AHEAD_BYTES));
-        self.read_ahead(from.0..end);
+        self.unpack(from.0..end, |_| true);
     }
 
+    /// The same for what a stream is going to read.
     pub(super) fn read_ahead(&self, range: Range<u64>) {
+        let stream = Arc::clone(&self.stream);
+        // Whoever reads faster than it can be read ahead unpacks it himself.
+        self.unpack(range, move |end| {
+            stream.position.load(Ordering::Relaxed) < end
+        });
+    }
+
+    /// Unpacks the chunks of a range, those of which the end is still `wanted` when their turn comes.
+    fn unpack(&self, range: Range<u64>, wanted: impl Fn(u64) -> bool + Clone + Send + 'static) {
         let chunk_bytes = self.root.chunk_size.as_u64();
         let mut places = self.places();
         let mut at = range.start - range.start % chunk_bytes;
@@ -96,10 +121,12 @@ impl DiskReader {
             };
             at += chunk_bytes;
             let Some(chunk) = chunk else { continue };
-            let slot = self.store.slot(chunk.id);
-            let store = Arc::clone(&self.store);
+            let (store, wanted) = (Arc::clone(&self.store), wanted.clone());
             rayon::spawn(move || {
-                slot.get_or(|| fetch(&store, &chunk)).ok();
+                if wanted(at) {
+                    let slot = store.slot(chunk.id);
+                    slot.get_or(|| fetch(&store, &chunk)).ok();
+                }
             });
         }
     }
@@ -138,5 +165,19 @@ mod tests {
             assert_eq!(read(&stream, at * 4096, 4096), None);
         }
         drop(other);
+    }
+
+    #[test]
+    fn who_had_company_a_moment_ago_is_not_read_ahead_of_yet() {
+        let stream = Stream::default();
+        let other = stream.enter();
+        assert_eq!(read(&stream, 0, 4096), None);
+        drop(other);
+        let ahead: Vec<_> = (1..u64::from(READS_ALONE_MIN + READS_IN_A_ROW_MIN))
+            .map(|at| read(&stream, at * 4096, 4096))
+            .collect();
+        let (last, before) = ahead.split_last().expect("some reads");
+        assert!(before.iter().all(Option::is_none));
+        assert!(last.is_some());
     }
 }

@@ -5,6 +5,7 @@ mod bulk;
 mod changes;
 mod copy;
 mod losses;
+mod pace;
 mod random;
 mod reads;
 
@@ -12,6 +13,7 @@ pub(crate) use bulk::fetch_many;
 pub use changes::Change;
 pub use losses::Loss;
 use losses::Losses;
+pub(crate) use pace::Pace;
 pub(crate) use random::{PlacedLeaf, Slot, Touched};
 
 use std::ops::Range;
@@ -35,7 +37,7 @@ use crate::{
 pub struct DiskReader {
     store: Arc<Store>,
     root: Root,
-    stream: Stream,
+    stream: Arc<Stream>,
     /// What could not be read, when the rest is to be saved all the same.
     losses: Option<Mutex<Losses>>,
     _lease: Option<ReaderLease>,
@@ -69,7 +71,7 @@ impl DiskReader {
         Ok(Self {
             store,
             root,
-            stream: Stream::default(),
+            stream: Arc::default(),
             losses: None,
             _lease: lease,
         })
@@ -99,7 +101,7 @@ impl DiskReader {
         Ok(Self {
             store,
             root,
-            stream: Stream::default(),
+            stream: Arc::default(),
             losses: Some(Mutex::new(losses)),
             _lease: lease,
         })
@@ -134,6 +136,12 @@ impl DiskReader {
     /// Bytes per chunk: reads of whole chunks, aligned to them, cost least.
     pub fn chunk_size(&self) -> ByteLen {
         ByteLen(self.root.chunk_size.as_u64())
+    }
+
+    /// Whether reads at any place wait for a disk, as they went lately. Where they do, it is worth having
+    /// many of them under way; where they do not, about as many as there are cores.
+    pub fn waits_for_storage(&self) -> bool {
+        self.store.pace.waits()
     }
 
     /// Which ranges hold data and which are zero, from `from` on, at most up to `until`. States are

@@ -260,7 +260,8 @@ fn read_neighbours(store: &Store, read: &mut [Whole<'_>]) -> Result<()> {
         }
         let bytes = &mut sealed[..len];
         let name = ObjectName::Pack(pack);
-        match store.storage.read_at(&name, span.start, bytes) {
+        let pace = &store.pace;
+        match pace.of(|| store.storage.read_at(&name, span.start, bytes)) {
             Ok(()) => {}
             // Prune has moved the records.
             Err(error) if store.is_gone(pack, &error) => return Ok(false),

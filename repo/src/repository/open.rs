@@ -16,7 +16,7 @@ use crate::keys::IdKey;
 use crate::lease::LeaseStore;
 use crate::limits::{CHUNK_CACHE_BYTES_MAX, NODES_CACHED_MAX, PLACES_CACHED_MAX};
 use crate::pin::PinStore;
-use crate::read::Touched;
+use crate::read::{Pace, Touched};
 use crate::reserve::{RESERVE, Reserve};
 use crate::storage::{Folder, LocalStorage, ObjectName, Storage};
 use crate::store::Store;
@@ -168,6 +168,7 @@ impl Repository {
             places: Cache::new(PLACES_CACHED_MAX / config.fan_out.children()),
             chunks: Cache::new(chunks_cached_max(&config)),
             touched: Touched::new(),
+            pace: Pace::default(),
             env: env.clone(),
         };
         Ok(Self {

@@ -8,6 +8,9 @@
 //! limits allow, and let go when idle. With no helper left to hire, a connection still gets its
 //! requests done, one after the other.
 //!
+//! Waking a thread costs as much as reading a few KiB does. So with as many requests being carried
+//! out as the export says are worth it, nobody is woken: whoever is done first finds the lead free.
+//!
 //! - Only the leader reads from the client; whoever holds `output` writes to it.
 //! - When the connection ends, nobody takes the lead any more, and every request that was read is
 //!   still carried out and answered, if the client takes the answer.
@@ -170,6 +173,8 @@ struct Crew {
     led: bool,
     /// Threads waiting for the lead.
     waiting: usize,
+    /// Threads carrying out a request.
+    working: usize,
     helpers: usize,
     ended: bool,
     failure: Option<Error>,
@@ -202,6 +207,7 @@ impl<R: Read + Send, W: Write + Send> Line<'_, R, W> {
                         self.break_off(error);
                         break;
                     }
+                    self.crew().working -= 1;
                 }
                 // Other threads may still have answers to send, so nobody hangs up.
                 Ok(None) => {
@@ -243,10 +249,15 @@ impl<R: Read + Send, W: Write + Send> Line<'_, R, W> {
         }
     }
 
-    /// Gives up the lead, to somebody who waits or to a new helper.
+    /// Gives up the lead: to somebody who waits, to a new helper, or to whoever is done first.
     fn hand_over_lead<'scope>(&'scope self, scope: &'scope Scope<'scope, '_>) {
+        let worth = self.agreed.export.concurrency();
         let mut crew = self.crew();
         crew.led = false;
+        crew.working += 1;
+        if crew.working >= worth {
+            return;
+        }
         if crew.waiting > 0 {
             drop(crew);
             self.lead_is_free.notify_one();
