@@ -6,6 +6,7 @@
 
 mod at_rest;
 mod bad_input;
+mod clients;
 mod define;
 mod directory;
 mod forget;
