@@ -40,6 +40,10 @@ pub(crate) const PLACES_CACHED_MAX: usize = 256 << 10;
 /// How far it is read ahead for a client that reads in order, one request at a time.
 pub(crate) const READ_AHEAD_BYTES: u64 = 4 << 20;
 
+/// Chunks that wait to be unpacked ahead, per open repository, whoever reads: the work that clients can
+/// cause without waiting for it.
+pub(crate) const CHUNKS_AHEAD_MAX: usize = 256;
+
 /// Extents in one answer.
 pub(crate) const EXTENTS_PER_CALL_MAX: usize = 4096;
 

@@ -1,6 +1,7 @@
 //! Everything needed to find, read and verify a record: storage, index, keys.
 
 use std::sync::Arc;
+use std::sync::atomic::AtomicUsize;
 
 use crate::cache::Cache;
 use crate::format::geometry::FanOut;
@@ -34,6 +35,8 @@ pub(crate) struct Store {
     pub(crate) places: Cache<NodeId, PlacedLeaf>,
     pub(crate) chunks: Cache<ChunkId, Slot>,
     pub(crate) touched: Touched,
+    /// How many chunks are being unpacked ahead.
+    pub(crate) ahead: Arc<AtomicUsize>,
     pub(crate) pace: Pace,
 }
 

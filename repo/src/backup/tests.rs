@@ -80,6 +80,7 @@ fn store(dir: &std::path::Path, storage: impl Storage + 'static) -> Arc<Store> {
         places: Cache::new(1),
         chunks: Cache::new(1),
         touched: crate::read::Touched::new(),
+        ahead: Arc::default(),
         pace: crate::read::Pace::default(),
     })
 }

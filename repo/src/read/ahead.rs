@@ -6,12 +6,13 @@
 //! reads without company.
 
 use std::ops::Range;
+use std::panic::AssertUnwindSafe;
 use std::sync::atomic::{AtomicU64, AtomicUsize, Ordering};
 use std::sync::{Arc, Mutex};
 
 use super::DiskReader;
 use super::random::fetch;
-use crate::limits::READ_AHEAD_BYTES;
+use crate::limits::{CHUNKS_AHEAD_MAX, READ_AHEAD_BYTES};
 use crate::sync::lock;
 
 /// How many reads in a row make a stream.
@@ -92,25 +93,41 @@ impl Reading<'_> {
     }
 }
 
+/// The right to have one more chunk unpacked ahead.
+struct Turn(Arc<AtomicUsize>);
+
+impl Turn {
+    fn take(taken: &Arc<AtomicUsize>) -> Option<Self> {
+        let turn = Self(Arc::clone(taken));
+        (taken.fetch_add(1, Ordering::Relaxed) < CHUNKS_AHEAD_MAX).then_some(turn)
+    }
+}
+
+impl Drop for Turn {
+    fn drop(&mut self) {
+        self.0.fetch_sub(1, Ordering::Relaxed);
+    }
+}
+
 impl DiskReader {
     /// Begins to unpack the chunks of a range on all cores, and returns at once.
     pub fn prefetch(&self, from: crate::DiskOffset, until: crate::DiskOffset) {
         self.assert_inside(from, until);
         let end = until.0.min(from.0.saturating_add(READ_AHEAD_BYTES));
-        self.unpack(from.0..end, |_| true);
+        self.unpack(from.0..end, |_, _| true);
     }
 
     /// The same for what a stream is going to read.
     pub(super) fn read_ahead(&self, range: Range<u64>) {
-        let stream = Arc::clone(&self.stream);
         // Whoever reads faster than it can be read ahead unpacks it himself.
-        self.unpack(range, move |end| {
+        self.unpack(range, |stream, end| {
             stream.position.load(Ordering::Relaxed) < end
         });
     }
 
-    /// Unpacks the chunks of a range, those of which the end is still `wanted` when their turn comes.
-    fn unpack(&self, range: Range<u64>, wanted: impl Fn(u64) -> bool + Clone + Send + 'static) {
+    /// Unpacks the chunks of a range, those of which the end is still `wanted` when their turn comes, while
+    /// the disk is open. What would have to wait behind too many others is left to whoever reads it.
+    fn unpack(&self, range: Range<u64>, wanted: fn(&Stream, u64) -> bool) {
         let chunk_bytes = self.root.chunk_size.as_u64();
         let mut places = self.places();
         let mut at = range.start - range.start % chunk_bytes;
@@ -121,11 +138,20 @@ impl DiskReader {
             };
             at += chunk_bytes;
             let Some(chunk) = chunk else { continue };
-            let (store, wanted) = (Arc::clone(&self.store), wanted.clone());
+            let Some(turn) = Turn::take(&self.store.ahead) else {
+                return;
+            };
+            let (store, stream) = (Arc::clone(&self.store), Arc::downgrade(&self.stream));
             rayon::spawn(move || {
-                if wanted(at) {
+                let _turn = turn;
+                let Some(stream) = stream.upgrade() else {
+                    return;
+                };
+                if wanted(&stream, at) {
                     let slot = store.slot(chunk.id);
-                    slot.get_or(|| fetch(&store, &chunk)).ok();
+                    // Nobody waits for it here, and a panic would end the whole process.
+                    let unpack = || slot.get_or(|| fetch(&store, &chunk)).ok();
+                    std::panic::catch_unwind(AssertUnwindSafe(unpack)).ok();
                 }
             });
         }
@@ -179,5 +205,15 @@ mod tests {
         let (last, before) = ahead.split_last().expect("some reads");
         assert!(before.iter().all(Option::is_none));
         assert!(last.is_some());
+    }
+
+    #[test]
+    fn only_so_many_chunks_wait_to_be_unpacked_ahead() {
+        let taken = Arc::default();
+        let mut turns: Vec<_> = (0..CHUNKS_AHEAD_MAX).map(|_| Turn::take(&taken)).collect();
+        assert!(turns.iter().all(Option::is_some));
+        assert!(Turn::take(&taken).is_none());
+        turns.pop();
+        assert!(Turn::take(&taken).is_some());
     }
 }

@@ -168,6 +168,7 @@ impl Repository {
             places: Cache::new(PLACES_CACHED_MAX / config.fan_out.children()),
             chunks: Cache::new(chunks_cached_max(&config)),
             touched: Touched::new(),
+            ahead: Arc::default(),
             pace: Pace::default(),
             env: env.clone(),
         };
