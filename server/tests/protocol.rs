@@ -2,30 +2,22 @@
 
 mod common;
 
-use std::collections::{BTreeMap, BTreeSet};
-use std::io::{Read, Write};
-use std::net::{Ipv4Addr, Shutdown, TcpStream};
-use std::os::unix::net::UnixStream;
+use std::collections::BTreeMap;
+use std::io::Write;
 use std::sync::atomic::{AtomicUsize, Ordering};
 use std::sync::{Arc, Mutex};
 use std::time::Duration;
 
-use common::{Client, Gate, MIB, Served, contexts, info, pattern};
+use common::{Gate, MIB, Served, contexts, disk, info, pattern};
 use nbd_server::wire::handshake::TransmissionFlags;
 use nbd_server::wire::option::ClientOption;
 use nbd_server::wire::option_reply::{OptionError, ReplyBody};
 use nbd_server::wire::reply::{ErrorCode, ReplyHead};
-use nbd_server::wire::request::{Command, CommandFlags, Request};
+use nbd_server::wire::request::{Command, CommandFlags};
 use nbd_server::{
-    BlockSizes, Context, Export, ExportError, ExportMap, Exports, Extents, Features, Holes, Limits,
-    Listener, Listing, MemoryDisk, OpenError, Server, ZeroMode,
+    BlockSizes, Export, ExportError, ExportMap, Exports, Features, Holes, Limits, Listing,
+    MemoryDisk, OpenError, ZeroMode,
 };
-
-fn disk() -> MemoryDisk {
-    let disk = MemoryDisk::new(40 * MIB);
-    disk.write(0, &pattern(MIB as usize)).expect("written");
-    disk
-}
 
 fn simple(error: Option<ErrorCode>) -> ReplyHead {
     ReplyHead::Simple { error }
@@ -87,161 +79,6 @@ fn an_export_is_asked_for_as_much_at_one_time_as_it_says_is_worth_it() {
     answered.sort_unstable();
     assert_eq!(answered, (0..40).collect::<Vec<_>>());
     assert_eq!(most.load(Ordering::SeqCst), 2);
-}
-
-#[test]
-fn stopping_finishes_the_requests_in_flight_and_then_closes() {
-    let (gate, has_entered, open) = Gate::new();
-    let mut served = Served::one(gate);
-    let mut client = served.session();
-    let mut idle = served.session();
-    let mut negotiating = served.client();
-    client.send(Command::Read, 1, 0, 512);
-    has_entered
-        .recv()
-        .expect("the request is being carried out");
-    // The next one is still on its way.
-    client.stream.write_all(&[0x25, 0x60]).expect("sent");
-    let running = served.running.take().expect("running");
-    let stop = std::thread::spawn(move || running.stop(Duration::from_secs(60)));
-    assert!(idle.is_closed());
-    assert!(negotiating.is_closed());
-    assert!(!stop.is_finished(), "it waits for the request");
-    open.send(()).expect("the request waits");
-    let (head, cookie, content) = client.reply();
-    assert!(matches!(head, ReplyHead::Data { done: true, .. }));
-    assert_eq!((cookie, content), (1, vec![7; 512]));
-    assert!(client.is_closed());
-    stop.join()
-        .expect("no panic")
-        .expect("all connections ended");
-    assert!(!served.socket().exists(), "the socket is gone");
-}
-
-#[test]
-fn a_client_that_never_stops_asking_over_tcp_gets_what_it_asked_before_the_stop_and_then_the_end() {
-    let (gate, has_entered, open) = Gate::new();
-    let listener = Listener::tcp((Ipv4Addr::LOCALHOST, 0).into()).expect("a port");
-    let address = listener.tcp_address().expect("TCP");
-    let exports = ExportMap::new().with("disk", Arc::new(gate));
-    // What comes behind the first request waits in the socket.
-    let mut limits = Limits::default();
-    limits.connection_requests_max = 1;
-    let running = Server::new(Arc::new(exports))
-        .with_limits(limits)
-        .start(vec![listener])
-        .expect("the server starts");
-    let idle = Client::connect(address);
-    let mut client = Client::connect(address);
-    client.accepted(&ClientOption::StructuredReply);
-    client.go("disk");
-    client.send(Command::Read, 0, 0, 512);
-    has_entered
-        .recv()
-        .expect("the request is being carried out");
-    for cookie in 1..300 {
-        client.send(Command::Read, cookie, 4096, 512);
-    }
-    client.wait_until_received();
-    let mut talk = Client {
-        stream: client.stream.try_clone().expect("a socket"),
-    };
-    let stop = std::thread::spawn(move || running.stop(Duration::from_secs(20)));
-    while TcpStream::connect(address).is_ok() {}
-    let talker = std::thread::spawn(move || {
-        let mut request = Vec::new();
-        for cookie in 1000.. {
-            request.clear();
-            talk_of(cookie, &mut request);
-            if talk.stream.write_all(&request).is_err() {
-                return;
-            }
-        }
-    });
-    open.send(()).expect("the first request waits");
-    let mut answered = BTreeSet::new();
-    while let Some((head, cookie, content)) = client.reply_or_end() {
-        assert!(matches!(head, ReplyHead::Data { done: true, .. }));
-        assert_eq!(content, [7; 512]);
-        assert!(answered.insert(cookie));
-    }
-    client.stream.shutdown(Shutdown::Both).expect("shut down");
-    talker.join().expect("no panic");
-    let missed: Vec<_> = (0..300)
-        .filter(|cookie| !answered.contains(cookie))
-        .collect();
-    assert_eq!(missed, [0; 0]);
-    stop.join().expect("no panic").expect("all in time");
-    drop(idle);
-}
-
-/// A read of what no gate keeps.
-fn talk_of(cookie: u64, request: &mut Vec<u8>) {
-    let read = Request {
-        flags: CommandFlags(0),
-        command: Command::Read,
-        cookie,
-        offset: 4096,
-        length: 512,
-    };
-    request.extend(read.encode());
-}
-
-#[test]
-fn a_log_that_panics_costs_no_client_its_service_nor_the_server_its_end() {
-    let dir = tempfile::tempdir().expect("a temporary directory");
-    let path = dir.path().join("s");
-    let listener = Listener::unix(&path).expect("a socket");
-    let exports = ExportMap::new().with("disk", Arc::new(disk()));
-    let mut limits = Limits::default();
-    limits.connections_max = 1;
-    let running = Server::new(Arc::new(exports))
-        .with_limits(limits)
-        .with_observer(|event| panic!("nobody reads {event:?}"))
-        .start(vec![listener])
-        .expect("the server starts");
-    for _ in 0..3 {
-        let connect = || UnixStream::connect(&path).expect("the server listens");
-        let mut client = Client::greet(connect());
-        client.accepted(&ClientOption::StructuredReply);
-        client.go("disk");
-        client.assert_served();
-        let mut one_too_many = connect();
-        assert_eq!(one_too_many.read(&mut [0]).unwrap_or(0), 0);
-        client.assert_served();
-        drop(client);
-        while running.connections() > 0 {
-            std::thread::sleep(Duration::from_millis(1));
-        }
-    }
-    running
-        .stop(Duration::from_secs(20))
-        .expect("all have left");
-}
-
-#[test]
-fn a_stop_that_runs_out_of_time_says_who_is_left() {
-    let (gate, has_entered, open) = Gate::new();
-    let mut served = Served::one(gate);
-    let mut client = served.session();
-    client.send(Command::Read, 1, 0, 512);
-    has_entered
-        .recv()
-        .expect("the request is being carried out");
-    let running = served.running.take().expect("running");
-    let left = running.stop(Duration::ZERO).expect_err("one is left");
-    assert_eq!(left.connections, 1);
-    open.send(()).expect("the request waits");
-    assert!(client.is_closed());
-
-    // Nor is it well if the client could be cut: what it was told is not what it asked for.
-    let mut served = Served::one(disk());
-    let mut client = served.session();
-    client.send(Command::Read, 1, 0, 32 << 20);
-    client.bytes(1);
-    let running = served.running.take().expect("running");
-    let cut = running.stop(Duration::from_millis(100));
-    assert_eq!(cut.expect_err("it takes nothing").connections, 1);
 }
 
 #[test]
@@ -506,81 +343,6 @@ fn options_that_are_wrong_get_error_replies_and_the_client_may_go_on() {
 }
 
 #[test]
-fn block_status_answers_every_selected_context_and_one_extent_where_asked() {
-    let served = Served::one(disk());
-    let mut client = served.client();
-    client.accepted(&ClientOption::StructuredReply);
-    let wanted = contexts("disk", &["base:allocation", "x-none:such", "base:"]);
-    let selected = client.accepted(&ClientOption::SetMetaContext(wanted));
-    assert_eq!(selected.len(), 1);
-    client.go("disk");
-    client.send(Command::BlockStatus, 1, MIB - 512, 4096);
-    let (head, _, extents) = client.reply();
-    assert!(matches!(
-        head,
-        ReplyHead::BlockStatus {
-            done: true,
-            extents: 2,
-            ..
-        }
-    ));
-    assert_eq!(extents, [0, 0, 2, 0, 0, 0, 0, 0, 0, 0, 14, 0, 0, 0, 0, 3]);
-    client.send_with(
-        Command::BlockStatus,
-        CommandFlags::REQ_ONE,
-        1,
-        MIB - 512,
-        4096,
-    );
-    assert_eq!(client.reply().2, [0, 0, 2, 0, 0, 0, 0, 0]);
-}
-
-#[test]
-fn contexts_of_another_export_do_not_carry_over() {
-    let exports = ExportMap::new()
-        .with("disk", Arc::new(disk()))
-        .with("other", Arc::new(disk()));
-    let served = Served::start(exports, Limits::default());
-    let mut client = served.client();
-    client.accepted(&ClientOption::StructuredReply);
-    let wanted = contexts("other", &["base:allocation"]);
-    client.accepted(&ClientOption::SetMetaContext(wanted));
-    client.go("disk");
-    client.send(Command::BlockStatus, 1, 0, 4096);
-    let (head, ..) = client.reply();
-    assert!(matches!(
-        head,
-        ReplyHead::Error {
-            code: ErrorCode::Invalid,
-            ..
-        }
-    ));
-}
-
-#[test]
-fn what_was_selected_outlives_questions_about_other_exports() {
-    let exports = ExportMap::new()
-        .with("disk", Arc::new(Numbered))
-        .with("other", Arc::new(disk()));
-    let served = Served::start(exports, Limits::default());
-    for question in [
-        ClientOption::Info(info("other")),
-        ClientOption::ListMetaContext(contexts("other", &[])),
-    ] {
-        let mut client = served.client();
-        client.accepted(&ClientOption::StructuredReply);
-        let wanted = contexts("disk", &["x-test:7"]);
-        client.accepted(&ClientOption::SetMetaContext(wanted));
-        client.accepted(&question);
-        client.go("disk");
-        client.send(Command::BlockStatus, 1, 0, 512);
-        let (head, _, extents) = client.reply();
-        assert!(matches!(head, ReplyHead::BlockStatus { context: 0, .. }));
-        assert_eq!(extents[7], 7);
-    }
-}
-
-#[test]
 fn one_handshake_sees_one_export_even_if_the_name_moves_on() {
     /// Each opening gives a bigger disk.
     struct Growing(Mutex<u64>);
@@ -622,135 +384,6 @@ fn an_export_that_panics_loses_its_client_and_nobody_else() {
     running
         .stop(Duration::from_secs(60))
         .expect("no thread is left");
-}
-
-/// Extents of one flag each, in as many contexts as are asked for: `x-test:` and a number.
-struct Numbered;
-
-struct Number(u32);
-
-impl Export for Numbered {
-    fn size(&self) -> u64 {
-        MIB
-    }
-    fn read(&self, _: u64, buffer: &mut [u8]) -> Result<(), ExportError> {
-        buffer.fill(0);
-        Ok(())
-    }
-    fn contexts(&self) -> Vec<String> {
-        vec!["x-test:1".to_owned(), "x-other:1".to_owned()]
-    }
-    fn context(&self, name: &str) -> Option<Box<dyn Context>> {
-        let number = name.strip_prefix("x-test:")?.parse().ok()?;
-        Some(Box::new(Number(number)))
-    }
-}
-
-impl Context for Number {
-    fn status(&self, _: u64, length: u64, extents: &mut Extents) -> Result<(), ExportError> {
-        extents.push(length, self.0);
-        Ok(())
-    }
-}
-
-#[test]
-fn contexts_are_listed_by_namespace_and_name_and_several_are_answered_together() {
-    let served = Served::one(Numbered);
-    let mut client = served.client();
-    client.accepted(&ClientOption::StructuredReply);
-    let mut listed = |queries: &[&str]| -> Vec<String> {
-        let option = ClientOption::ListMetaContext(contexts("disk", queries));
-        let name = |body| match body {
-            ReplyBody::MetaContext { name, .. } => name,
-            other => panic!("{other:?}"),
-        };
-        client.accepted(&option).into_iter().map(name).collect()
-    };
-    assert_eq!(listed(&[]), ["base:allocation", "x-test:1", "x-other:1"]);
-    assert_eq!(listed(&["x-test:"]), ["x-test:1"]);
-    assert_eq!(
-        listed(&["base:", "x-other:1"]),
-        ["base:allocation", "x-other:1"]
-    );
-    // One that is not in the list, but exists.
-    assert_eq!(listed(&["x-test:4711"]), ["x-test:4711"]);
-    assert!(listed(&["x-none:", "no colon", "base:else"]).is_empty());
-
-    let queries = [
-        "x-test:7",
-        "base:allocation",
-        "x-none:1",
-        "x-test:9",
-        "x-test:7",
-    ];
-    let selected = client.accepted(&ClientOption::SetMetaContext(contexts("disk", &queries)));
-    assert_eq!(selected.len(), 3);
-    client.go("disk");
-    client.send(Command::BlockStatus, 1, 512, 1024);
-    for (number, flag) in [(0, 7), (1, 0), (2, 9)] {
-        let (head, _, extents) = client.reply();
-        let expected = ReplyHead::BlockStatus {
-            context: number,
-            extents: 1,
-            done: number == 2,
-        };
-        assert_eq!(head, expected);
-        assert_eq!(extents, [0, 0, 4, 0, 0, 0, 0, flag]);
-    }
-}
-
-/// Counts how often a context of its own is opened; each exists.
-struct Costly(Arc<AtomicUsize>);
-
-impl Export for Costly {
-    fn size(&self) -> u64 {
-        MIB
-    }
-    fn read(&self, _: u64, _: &mut [u8]) -> Result<(), ExportError> {
-        Ok(())
-    }
-    fn has_context(&self, _: &str) -> bool {
-        true
-    }
-    fn context(&self, name: &str) -> Option<Box<dyn Context>> {
-        self.0.fetch_add(1, Ordering::Relaxed);
-        Numbered.context(name)
-    }
-}
-
-#[test]
-fn contexts_are_counted_before_they_are_opened_and_not_opened_to_be_listed() {
-    let opened = Arc::new(AtomicUsize::new(0));
-    let served = Served::one(Costly(opened.clone()));
-    let mut client = served.client();
-    client.accepted(&ClientOption::StructuredReply);
-    let names: Vec<String> = (0..17).map(|number| format!("x-test:{number}")).collect();
-    let names: Vec<&str> = names.iter().map(|name| &name[..]).collect();
-    for option in [
-        ClientOption::SetMetaContext(contexts("disk", &names)),
-        ClientOption::ListMetaContext(contexts("disk", &names)),
-    ] {
-        let replies = client.option(&option);
-        let [ReplyBody::Error { code, .. }] = replies[..] else {
-            panic!("{option:?}: {replies:?}");
-        };
-        assert_eq!(code, OptionError::TooBig, "{option:?}");
-    }
-    let listed = client.accepted(&ClientOption::ListMetaContext(contexts(
-        "disk",
-        &names[1..],
-    )));
-    assert_eq!(listed.len(), 16);
-    assert_eq!(opened.load(Ordering::Relaxed), 0);
-    // Asked for again and again, one is one.
-    let mut again = names[1..].repeat(60);
-    again.push("base:allocation");
-    let refused = client.option(&ClientOption::SetMetaContext(contexts("disk", &again)));
-    assert_eq!(refused.len(), 1, "{refused:?}");
-    again.pop();
-    let selected = client.accepted(&ClientOption::SetMetaContext(contexts("disk", &again)));
-    assert_eq!(selected.len(), 16);
-    assert_eq!(opened.load(Ordering::Relaxed), 16);
 }
 
 #[test]

@@ -20,7 +20,7 @@ use nbd_server::wire::option_reply::{OptionReply, ReplyBody};
 use nbd_server::wire::reply::{ErrorCode, ReplyHead};
 use nbd_server::wire::request::{Command, CommandFlags, Request};
 use nbd_server::{
-    Export, ExportError, ExportMap, Exports, Limits, Listener, Running, Server, TlsMode,
+    Export, ExportError, ExportMap, Exports, Limits, Listener, MemoryDisk, Running, Server, TlsMode,
 };
 use tempfile::TempDir;
 
@@ -315,6 +315,13 @@ pub fn contexts(name: &str, queries: &[&str]) -> ContextRequest {
         name: name.to_owned(),
         queries: queries.iter().map(|&query| query.to_owned()).collect(),
     }
+}
+
+/// A disk of 40 MiB with data in the first one.
+pub fn disk() -> MemoryDisk {
+    let disk = MemoryDisk::new(40 * MIB);
+    disk.write(0, &pattern(MIB as usize)).expect("written");
+    disk
 }
 
 /// Bytes that differ from place to place and are never all zero.
