@@ -197,7 +197,7 @@ fn prune_gives_space_back_on_a_full_disk() {
     machine.find_all_well(&repo);
     // The reserve that prune gives up is not on the simulated disk.
     world.disk.leave_room(256 * KIB);
-    assert!(machine.prune(&repo).unwrap().bytes_removed > 0);
+    assert!(machine.prune_all(&repo).bytes_removed > 0);
     machine.find_all_well(&repo);
     machine.back_up(&repo).unwrap();
     machine.find_all_well(&repo);

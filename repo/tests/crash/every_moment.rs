@@ -108,7 +108,7 @@ fn examine(mut world: World, machine: &Machine, scenario: &Scenario, seed: u64) 
     machine.find_all_well(&repo);
     machine.remember_all(&repo);
     machine.find_all_well(&repo);
-    machine.prune(&repo).unwrap();
+    machine.prune_all(&repo);
     machine.find_all_well(&repo);
 }
 
