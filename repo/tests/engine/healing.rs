@@ -50,25 +50,31 @@ fn garbage(repo: &Repository) -> (MemoryDisk, Point) {
     (disk, point)
 }
 
+/// A backup that has found all of its disk in garbage, which is damaged and repaired before it commits.
+fn backup_over_damage(repo: &Repository, damage: fn(&Path), remove: bool) -> (MemoryDisk, Point) {
+    let before = data_packs(repo);
+    let (mut disk, _) = garbage(repo);
+    let source = disk.whole();
+    let running = repo.begin_backup(&[], "test").unwrap();
+    let stored = running
+        .store_disk(&source, None, &NoProgress, &Cancel::new())
+        .unwrap();
+    assert_eq!(stored.stats.new_chunks, 0, "all of it was found");
+    let of_garbage = data_packs(repo);
+    let pack = of_garbage.iter().find(|pack| !before.contains(pack));
+    damage(pack.unwrap());
+    repair(&reopen(repo), remove);
+    let point = running.commit(draft(&source, stored)).unwrap();
+    (disk, point)
+}
+
 #[test]
 fn what_a_running_backup_relies_on_stays_wanted_when_it_is_found_damaged() {
     for remove in [false, true] {
         let (_dir, repo) = small();
         let mut history = History::new(512 << 10);
         history.grow(&repo, 2);
-        let before = data_packs(&repo);
-        let (mut disk, _) = garbage(&repo);
-        let source = disk.whole();
-        let running = repo.begin_backup(&[], "test").unwrap();
-        let stored = running
-            .store_disk(&source, None, &NoProgress, &Cancel::new())
-            .unwrap();
-        assert_eq!(stored.stats.new_chunks, 0, "all of it was found");
-        let of_garbage = data_packs(&repo);
-        let pack = of_garbage.iter().find(|pack| !before.contains(pack));
-        spoil(pack.unwrap());
-        repair(&reopen(&repo), remove);
-        let point = running.commit(draft(&source, stored)).unwrap();
+        let (mut disk, point) = backup_over_damage(&repo, spoil, remove);
 
         let repo = reopen(&repo);
         prune(&repo, now());
@@ -89,19 +95,7 @@ fn what_a_running_backup_relies_on_is_wanted_also_when_nothing_tells_any_more_th
         let (_dir, repo) = small();
         let mut history = History::new(512 << 10);
         history.grow(&repo, 2);
-        let before = data_packs(&repo);
-        let (mut disk, _) = garbage(&repo);
-        let source = disk.whole();
-        let running = repo.begin_backup(&[], "test").unwrap();
-        let stored = running
-            .store_disk(&source, None, &NoProgress, &Cancel::new())
-            .unwrap();
-        assert_eq!(stored.stats.new_chunks, 0, "all of it was found");
-        let of_garbage = data_packs(&repo);
-        let pack = of_garbage.iter().find(|pack| !before.contains(pack));
-        spoil_record_and_table(pack.unwrap());
-        repair(&reopen(&repo), remove);
-        let point = running.commit(draft(&source, stored)).unwrap();
+        let (mut disk, point) = backup_over_damage(&repo, spoil_record_and_table, remove);
 
         let repo = reopen(&repo);
         let next = backup(&repo, &disk.changes(), Some(&point));
