@@ -109,6 +109,12 @@ impl Repository {
         self.config.id
     }
 
+    /// Lets go of files that were read and have been deleted since: the space of a pruned pack is free only
+    /// then. Reading does so by itself; whoever stays without reading should call this now and then.
+    pub fn let_go_of_deleted(&self) {
+        self.store.storage.let_go();
+    }
+
     /// Bytes per chunk.
     pub fn chunk_size(&self) -> ByteLen {
         ByteLen(self.config.chunk_size.as_u64())

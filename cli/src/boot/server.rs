@@ -230,7 +230,7 @@ impl Serving<'_> {
         let chosen = names.clone().map(|name| context.parse_point(&name));
         let chosen = chosen.collect::<Result<Vec<_>>>()?;
         let room = Room::take();
-        let catalog = Catalog::new(self.repo, chosen, zone, reporter, room.disks_max);
+        let catalog = Catalog::new(self.repo, chosen, zone, reporter, room.disks_max)?;
         let mut exports = ExportMap::new();
         for (target, name) in self.targets.iter().zip(names) {
             // Kept open: a client that comes back finds it as it was.

@@ -66,7 +66,7 @@ pub(super) fn run(args: &Args, context: &Context) -> Result<Exit> {
         context.reporter.clone(),
         // The kernel asks, for programs of this machine.
         usize::MAX,
-    );
+    )?;
     let (sender, events) = crossbeam_channel::unbounded();
     let files = PointFiles::new(catalog, args.allow_other, sender.clone());
     let open = files.open_files();

@@ -91,7 +91,7 @@ pub(super) fn run(args: &Args, context: &Context) -> Result<Exit> {
         context.zone.clone(),
         context.reporter.clone(),
         room.disks_max,
-    );
+    )?;
     // Before anybody can connect, so that no signal finds the server without a handler.
     let signals = Signals::asking_to_end()?;
     let mut listening = Vec::new();

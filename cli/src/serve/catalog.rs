@@ -2,12 +2,16 @@
 //!
 //! Nothing is remembered of the points: every listing and every opening looks at the repository
 //! anew, so points come and go while the server runs. What is open is shared by all connections to
-//! it and holds a reader lease on that one disk; the last connection to go ends it.
+//! it and holds a reader lease on that one disk; the last connection to go ends it. Packs that were
+//! read and then pruned are let go, also while nobody asks for anything.
 //!
 //! Where points were chosen, nothing is told of any other, not even whether it is equal.
 
 use std::collections::HashMap;
+use std::io;
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError, Weak};
+use std::thread;
+use std::time::Duration;
 
 use jiff::tz::TimeZone;
 use nbd_server::{Export, ExportError, Exports, Listing, OpenError};
@@ -18,6 +22,9 @@ use crate::output::{shown, size};
 use crate::point_spec::{Found, PointError, PointSpec, no_such_disk, points_of, times};
 use crate::progress::Reporter;
 use crate::when::local_time;
+
+/// How long the space of a pruned pack may be held back.
+const LET_GO_AFTER: Duration = Duration::from_secs(5);
 
 /// The exports of one repository.
 #[derive(Clone)]
@@ -56,8 +63,8 @@ impl Catalog {
         zone: TimeZone,
         reporter: Reporter,
         disks_max: usize,
-    ) -> Self {
-        Self(Arc::new(Shared {
+    ) -> io::Result<Self> {
+        let shared = Arc::new(Shared {
             repo,
             watch: PointWatch::new(),
             zone,
@@ -65,7 +72,18 @@ impl Catalog {
             chosen,
             disks_max,
             open: Mutex::default(),
-        }))
+        });
+        let served = Arc::downgrade(&shared);
+        thread::Builder::new()
+            .name("let-go".into())
+            .spawn(move || {
+                while let Some(shared) = served.upgrade() {
+                    shared.repo.let_go_of_deleted();
+                    drop(shared);
+                    thread::sleep(LET_GO_AFTER);
+                }
+            })?;
+        Ok(Self(shared))
     }
 
     /// All points, oldest first, whichever were chosen.

@@ -6,6 +6,7 @@
 
 mod at_rest;
 mod bad_input;
+mod certificates;
 mod clients;
 mod define;
 mod directory;
@@ -17,6 +18,7 @@ mod onto;
 mod repair;
 mod salvage;
 mod serve;
+mod serving;
 mod stream;
 mod way_out;
 mod world;

@@ -44,7 +44,7 @@ pub struct DiskReader {
 }
 
 impl Drop for DiskReader {
-    /// A server that nobody reads from must not hold back the space of what is pruned.
+    /// What was pruned while it was read takes up its space no longer than that.
     fn drop(&mut self) {
         self.store.storage.let_go();
     }

@@ -184,7 +184,7 @@ impl Storage for LocalStorage {
     }
 
     fn let_go(&self) {
-        lock(&self.shared.open_files).files.clear();
+        lock(&self.shared.open_files).let_go();
     }
 
     fn delete(&self, name: &ObjectName) -> Result<bool> {
@@ -363,7 +363,7 @@ impl OpenFiles {
     }
 
     fn insert(&mut self, name: ObjectName, file: Arc<dyn OpenFile>) {
-        self.files.retain(|_, (file, _)| is_linked(file));
+        self.let_go();
         if self.files.len() >= OPEN_FILES_MAX {
             let oldest = self.files.iter().min_by_key(|(_, (_, used))| *used);
             if let Some(oldest) = oldest.map(|(name, _)| *name) {
@@ -371,6 +371,10 @@ impl OpenFiles {
             }
         }
         self.files.insert(name, (file, self.clock));
+    }
+
+    fn let_go(&mut self) {
+        self.files.retain(|_, (file, _)| is_linked(file));
     }
 }
 

@@ -116,7 +116,7 @@ pub trait Storage: Send + Sync {
     /// ended when what it did could be seen, and was not durable yet.
     fn settle(&self, folder: Folder) -> Result<()>;
 
-    /// Lets go of what is kept open for further reads: a deleted object takes up its space until then.
+    /// Lets go of deleted objects that are kept open for further reads: one takes up its space until then.
     fn let_go(&self) {}
 
     /// Deletes an object. Durable when it returns. `false` when there was none: a repeated

@@ -279,14 +279,19 @@ fn an_object_that_appeared_meanwhile_is_not_replaced_either() {
     assert_eq!(storage.remove_debris().unwrap(), 0);
 }
 
-/// How many deleted files this process keeps open below `directory`.
-fn deleted_open_files(directory: &std::path::Path) -> usize {
+/// The files that this process keeps open below `directory`.
+fn open_files(directory: &std::path::Path) -> Vec<std::path::PathBuf> {
     let descriptors = fs::read_dir("/proc/self/fd").unwrap();
     let targets = descriptors.filter_map(|entry| fs::read_link(entry.unwrap().path()).ok());
-    let deleted = |target: &std::path::PathBuf| {
-        target.starts_with(directory) && target.to_string_lossy().ends_with(" (deleted)")
-    };
-    targets.filter(deleted).count()
+    targets
+        .filter(|target| target.starts_with(directory))
+        .collect()
+}
+
+/// How many of them are deleted.
+fn deleted_open_files(directory: &std::path::Path) -> usize {
+    let deleted = |target: &&std::path::PathBuf| target.to_string_lossy().ends_with(" (deleted)");
+    open_files(directory).iter().filter(deleted).count()
 }
 
 #[test]
@@ -309,7 +314,10 @@ fn a_reader_holds_no_space_of_objects_that_others_deleted() {
     storage.read_at(&pack(3), 0, &mut buffer).unwrap();
     assert_eq!(deleted_open_files(directory.path()), 0);
 
+    storage.put(&pack(4), b"content").unwrap();
+    storage.read_at(&pack(4), 0, &mut buffer).unwrap();
     fs::remove_file(storage.path_of(&pack(3))).unwrap();
     storage.let_go();
     assert_eq!(deleted_open_files(directory.path()), 0);
+    assert_eq!(open_files(directory.path()).len(), 1, "what is still there");
 }

@@ -7,7 +7,8 @@ use nbd_server::wire::option::{ClientOption, ContextRequest, InfoRequest};
 use nbd_server::wire::option_reply::{OptionReply, ReplyBody};
 use nbd_server::wire::request::{CommandFlags, Request};
 
-use super::{MINUTE, Serving, history};
+use super::{MINUTE, history};
+use crate::serving::Serving;
 use crate::world::{NOON, TestDomain, World, disk, wait_until};
 
 /// A client that has chosen an export, selected what changed since these points, and asks for nothing
@@ -92,13 +93,8 @@ fn clients_that_take_no_replies_leave_memory_alone_and_others_their_service() {
     for _ in 0..3 {
         assert!(serving.copy("web1/vda@latest") == history[2]);
     }
-    let status = std::fs::read_to_string(format!("/proc/{}/status", serving.child.id())).unwrap();
-    let peak = status
-        .lines()
-        .find(|line| line.starts_with("VmHWM:"))
-        .unwrap();
-    let kib: u64 = peak.split_whitespace().nth(1).unwrap().parse().unwrap();
-    assert!(kib < 256 << 10, "{kib} KiB");
+    let peak = serving.memory("VmHWM");
+    assert!(peak < 256 << 20, "{peak} bytes");
     drop(greedy);
 }
 
@@ -141,8 +137,7 @@ fn a_server_opens_no_more_disks_than_there_are_files_for() {
 fn a_server_whose_log_nobody_reads_any_more_goes_on_and_ends_in_order() {
     let world = World::new();
     let history = history(&world);
-    let mut serving = Serving::start(&world, &[]);
-    drop(serving.child.stderr.take());
+    let mut serving = Serving::start_unheard(&world);
     for _ in 0..3 {
         // A line for each that comes, and one for each that is lost.
         assert!(serving.copy("web1/vda@latest") == history[2]);
