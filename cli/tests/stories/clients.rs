@@ -2,6 +2,7 @@
 
 use std::process::{Command, Stdio};
 
+use crate::certificates::Authority;
 use crate::serving::Serving;
 use crate::world::{NbdServer, Ran, TestDomain, World, disk, tool, wait_until};
 
@@ -81,4 +82,50 @@ fn fio_finds_in_a_point_what_it_wrote_to_the_image() {
         let verified = fio(&["--ioengine=nbd", &uri, "--iodepth=16", "--verify_only"]);
         assert_eq!(verified.code == 0, sound, "{point}: {verified:#?}");
     }
+}
+
+/// `nbd-client`, which may set up no device, whatever kernel there is: what it says up to there.
+fn nbd_client(words: &[&str]) -> Ran {
+    let mut client = Command::new("unshare");
+    client.args(["--map-root-user", "/usr/sbin/nbd-client"]);
+    Ran::of(client.args(words))
+}
+
+#[test]
+fn nbd_client_lists_points_and_agrees_with_the_server_on_all_but_the_kernels_part() {
+    let world = World::new();
+    world.add(TestDomain::web1(&disk(1)));
+    let authority = Authority::new(&world, "ours");
+    let [certificate, key] = authority.sign("server");
+    let tls = ["--tls-cert", &certificate, "--tls-key", &key];
+    let (socket, ca) = (world.text("socket"), authority.file("ca-cert.pem"));
+    let local = Serving::start(&world, &[]);
+    let plain = Serving::start_at(&world, "127.0.0.1:0", &[]);
+    let remote = Serving::start_at(&world, "localhost:0", &tls);
+    let (port, tls_port) = (plain.port().to_string(), remote.port().to_string());
+    let unix = ["-unix", &socket];
+    let tcp = ["127.0.0.1", &port];
+    let without_tls = ["localhost", &tls_port];
+    let with_tls = ["localhost", &tls_port, "-x", "-A", &ca, "-H", "localhost"];
+    for server in [&unix[..], &tcp, &with_tls] {
+        let listed = nbd_client(&[&["-l"], server].concat());
+        assert_eq!(listed.code, 0, "{server:?}: {listed:#?}");
+        for name in local.names() {
+            let line = format!("{name}: vda of web1 at 2026-11-22T11:00:00, 12 MiB");
+            assert!(listed.stdout.contains(&line), "{server:?}: {listed:#?}");
+        }
+    }
+    let connect = |server: &[&str], export: &str| {
+        let ran = nbd_client(&[server, &["-N", export, "/dev/nbd0"]].concat());
+        assert_ne!(ran.code, 0, "there is no device: {ran:#?}");
+        format!("{}{}", ran.stdout, ran.stderr)
+    };
+    for server in [&unix[..], &tcp, &with_tls] {
+        let said = connect(server, "web1/vda@latest");
+        assert!(said.contains("size = 12MB"), "{server:?}: {said}");
+    }
+    let said = connect(&unix, "web1/vdb@latest");
+    assert!(said.contains("has no disk vdb"), "{said}");
+    let said = connect(&without_tls, "web1/vda@latest");
+    assert!(said.contains("this server requires TLS"), "{said}");
 }
