@@ -49,9 +49,13 @@ pub use freeze::thaw_when_orphaned;
 pub use host::{DomainRef, Host, is_remote};
 pub use image::{ImageSource, backup_image, backup_nbd};
 pub use image_lock::check_unused;
-pub use libvirt::{BlockJob, ErrorKind, LibvirtError, RunState, block_job, pull_disk};
+pub use libvirt::{
+    BlockJob, ErrorKind, LibvirtError, RunState, block_job, disks_without_space, pull_disk,
+    stop_block_job,
+};
 pub use names::escape as escape_xml;
 pub use options::{Options, ScratchReserve};
+pub use places::space;
 pub use plan::{DiskPlan, FreezePlan, LeftOut, Plan, ScratchPlan, plan};
 pub use release::release;
 

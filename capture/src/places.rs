@@ -17,7 +17,10 @@ pub(crate) const SCRATCH_DEFAULT: &str = "/var/lib/libvirt/images";
 const SOCKET_PATH_MAX: usize = 107;
 
 /// Free and total bytes of the file system that holds `dir`.
-pub(crate) fn space(dir: &Path) -> std::io::Result<(u64, u64)> {
+///
+/// # Errors
+/// When that is no directory, or cannot be looked at.
+pub fn space(dir: &Path) -> std::io::Result<(u64, u64)> {
     // The dot makes an error of a file that is no directory.
     let stat = rustix::fs::statvfs(dir.join("."))?;
     Ok((

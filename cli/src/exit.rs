@@ -8,6 +8,7 @@ use std::io::ErrorKind;
 use virtkeep_capture::Error as Capture;
 use virtkeep_repo::Error as Engine;
 
+use crate::boot::space::{Full, NoRoom};
 use crate::boot::work::AtWork;
 use crate::context::NoRepositoryGiven;
 use crate::output::{OutputError, shown, shown_lines};
@@ -111,6 +112,9 @@ fn classify(error: &(dyn std::error::Error + 'static)) -> Option<(Exit, &'static
     }
     if let Some(error) = error.downcast_ref::<Capture>() {
         return Some(capture(error));
+    }
+    if error.is::<NoRoom>() || error.is::<Full>() {
+        return Some((Exit::Failed, "image-space"));
     }
     if error.is::<AtWork>() {
         return Some((Exit::Busy, "busy"));

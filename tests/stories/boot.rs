@@ -33,12 +33,12 @@ fn kill(pids: &[Pid]) {
 }
 
 /// The line of JSON about a recovery that must be there.
-fn status(program: &Program) -> Value {
+pub(crate) fn status(program: &Program) -> Value {
     program.ok(&["--json", "boot", "--status"]).line("recovery")
 }
 
 /// Boots a point and leaves its data in the repository; the domain and its directory.
-fn boot(world: &World, point: &str, words: &[&str]) -> (Defined, PathBuf) {
+pub(crate) fn boot(world: &World, point: &str, words: &[&str]) -> (Defined, PathBuf) {
     let dir = world.path("boot");
     let name = format!("{}-boot", world.machine.name);
     let all = [
@@ -81,7 +81,7 @@ fn assert_tidy(world: &World) {
 }
 
 /// Nothing of a recovery is left but the images and the domain.
-fn assert_over(world: &World, uuid: &str) {
+pub(crate) fn assert_over(world: &World, uuid: &str) {
     assert_tidy(world);
     let files = names_in(&world.path("boot"));
     let stays = |name: &String| name.ends_with(".qcow2") || name.ends_with(".console");
@@ -158,7 +158,7 @@ fn two_disks() -> (World, String) {
 }
 
 /// Kills the QEMU of a domain, as a crash of the host does.
-fn kill_qemu(name: &str) {
+pub(crate) fn kill_qemu(name: &str) {
     let pid = std::fs::read_to_string(format!("/run/libvirt/qemu/{name}.pid")).unwrap();
     kill(&[Pid::from_raw(pid.trim().parse().unwrap()).unwrap()]);
     wait_until("libvirt sees it", || {

@@ -4,6 +4,7 @@
 #![allow(clippy::unwrap_used, reason = "a failed unwrap is a failed test")]
 
 mod boot;
+mod boot_space;
 mod cost;
 mod guest;
 mod moment;

@@ -1,11 +1,11 @@
 //! The calls that `virt` lacks, on the C interface: backup, checkpoints, jobs, freeze and thaw,
-//! block pull.
+//! block pull, errors of disks.
 //!
 //! All of the crate's unsafe code. Every pointer handed to libvirt outlives the call; what libvirt
 //! allocates is freed here with the allocator it came from. (`Domain::job_stats` of `virt` is
 //! never used: it frees libvirt's array with Rust's allocator.)
 
-use std::ffi::{CStr, CString, c_char, c_int, c_void};
+use std::ffi::{CStr, CString, c_char, c_int, c_uint, c_void};
 use std::ptr;
 
 use virt::domain::Domain;
@@ -221,6 +221,48 @@ pub fn block_job(domain: &Domain, target: &str) -> CallResult<Option<BlockJob>> 
         done: info.cur,
         total: info.end,
     }))
+}
+
+/// Asks the block job of a disk to end without completing. Returns at once: the job may go on for a
+/// moment. What it has moved stays where it is.
+///
+/// # Errors
+/// When libvirt refuses, for example since the disk has no job.
+pub fn stop_block_job(domain: &Domain, target: &str) -> CallResult<()> {
+    let target = c_string(target)?;
+    let flags = sys::VIR_DOMAIN_BLOCK_JOB_ABORT_ASYNC;
+    // SAFETY: the domain is valid, the string NUL-terminated.
+    check(unsafe { sys::virDomainBlockJobAbort(domain.as_ptr(), target.as_ptr(), flags) }).map(drop)
+}
+
+/// The disks on which a write of the guest failed because no space was left, and which wait for some:
+/// their targets.
+///
+/// # Errors
+/// When libvirt cannot be asked, for example since the domain is not running.
+pub fn disks_without_space(domain: &Domain) -> CallResult<Vec<String>> {
+    // SAFETY: the domain is valid; without an array the call tells how long one must be.
+    let count =
+        check(unsafe { sys::virDomainGetDiskErrors(domain.as_ptr(), ptr::null_mut(), 0, 0) })?;
+    let none = sys::virDomainDiskError {
+        disk: ptr::null_mut(),
+        error: 0,
+    };
+    let mut errors = vec![none; usize::try_from(count).unwrap_or(0)];
+    let len = c_uint::try_from(errors.len()).unwrap_or(0);
+    // SAFETY: the domain is valid, the array has as many elements as said.
+    let found = check(unsafe {
+        sys::virDomainGetDiskErrors(domain.as_ptr(), errors.as_mut_ptr(), len, 0)
+    })?;
+    errors.truncate(usize::try_from(found).unwrap_or(0));
+    let mut targets = Vec::new();
+    for error in errors {
+        let target = owned_string(error.disk)?;
+        if error.error == sys::VIR_DOMAIN_DISK_ERROR_NO_SPACE as c_int {
+            targets.push(target);
+        }
+    }
+    Ok(targets)
 }
 
 /// # Safety

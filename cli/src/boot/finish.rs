@@ -1,6 +1,6 @@
 //! Bringing a recovery to its end: the data is moved in, proved to be on the disk, and the server let go.
 
-use anyhow::{Context as _, Result, bail};
+use anyhow::{Context as _, Result, anyhow, bail};
 use virtkeep_repo::{ByteLen, Cancel, Repository};
 
 use super::claim::Claim;
@@ -109,7 +109,7 @@ pub(crate) fn running(
     match state {
         State::Running => settle(machine, work)?,
         State::Paused => {}
-        State::Waiting | State::Ending | State::ShutOff | State::Gone => {
+        State::Waiting | State::NoSpace | State::Ending | State::ShutOff | State::Gone => {
             return Ok(Complete::Stopped);
         }
     }
@@ -188,7 +188,12 @@ fn fill<'a>(
         if cancel.check().is_err() {
             return Ok(false);
         }
-        filled?;
+        filled.map_err(|error| {
+            anyhow!(
+                "{error:#}. What is not moved yet stays in the repository, and `virtkeep boot --finish` goes on from \
+                 there"
+            )
+        })?;
     }
     Ok(true)
 }

@@ -22,6 +22,7 @@ use super::finish::{self, Complete};
 use super::machine::{Machine, State};
 use super::record::Pinned;
 use super::server;
+use super::wake::Waker;
 use super::work::{self, Work};
 use crate::context::Context;
 use crate::output::complain;
@@ -146,8 +147,8 @@ fn turn(context: &Context, pinned: &Pinned, cancel: &Cancel) -> Result<Option<En
     }
     finish::go_on(&mut machine, &mut work)?;
     if !pinned.recovery.pull {
-        if state == State::Waiting && server::is_serving(&pinned.recovery) {
-            machine.resume()?;
+        if server::is_serving(&pinned.recovery) {
+            Waker::default().look(pinned, &mut machine, state)?;
         }
         return Ok(None);
     }

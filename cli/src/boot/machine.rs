@@ -31,6 +31,8 @@ pub(crate) enum State {
     Paused,
     /// QEMU has paused it, since a disk did not answer.
     Waiting,
+    /// QEMU has paused it, since no space was left for what it writes.
+    NoSpace,
     /// It is just ending.
     Ending,
     /// It is off.
@@ -51,6 +53,7 @@ impl State {
             Self::Running => "running",
             Self::Paused => "paused",
             Self::Waiting => "waiting for its disk",
+            Self::NoSpace => "waiting for space",
             Self::Ending => "ending",
             Self::ShutOff => "shut off",
             Self::Gone => "gone",
@@ -133,11 +136,21 @@ impl<'a> Machine<'a> {
             (
                 Some(DomainState::Paused),
                 DomainStateReasonEnum::Known(DomainStateReason::Paused(paused)),
-            ) if paused.is(DomainPausedReason::IOError) => State::Waiting,
+            ) if paused.is(DomainPausedReason::IOError) => self.why_waiting()?,
             (Some(DomainState::Paused | DomainState::Crashed | DomainState::PMSuspended), _) => {
                 State::Paused
             }
             _ => State::Running,
+        })
+    }
+
+    /// What a guest waits for that QEMU has paused.
+    fn why_waiting(&mut self) -> Result<State> {
+        let ask = "ask for errors of disks of";
+        let asked = self.ask(ask, virtkeep_capture::disks_without_space);
+        Ok(match asked?.is_empty() {
+            true => State::Waiting,
+            false => State::NoSpace,
         })
     }
 
@@ -190,6 +203,22 @@ impl<'a> Machine<'a> {
     pub(crate) fn pull(&mut self, target: &str) -> Result<()> {
         let what = format!("begin to move the data of {} into", shown(target));
         self.ask(&what, |domain| virtkeep_capture::pull_disk(domain, target))
+    }
+
+    /// Stops that, where it is under way.
+    pub(crate) fn stop_pull(&mut self, target: &str) -> Result<()> {
+        if self.job(target)?.is_none() {
+            return Ok(());
+        }
+        let what = format!("stop to move the data of {} into", shown(target));
+        let stopped = self.ask(&what, |domain| {
+            virtkeep_capture::stop_block_job(domain, target)
+        });
+        match stopped {
+            // It has just ended by itself.
+            Err(_) if self.job(target)?.is_none() => Ok(()),
+            stopped => stopped,
+        }
     }
 
     /// How far that has come; none when nothing is moving.

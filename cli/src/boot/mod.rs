@@ -28,6 +28,8 @@
 //!
 //! - **The server dies**: QEMU waits for it, then stands the guest still; no error reaches the guest. It
 //!   is started again by its keeper, or by the next `--status` or `--finish`, and the guest goes on.
+//! - **The disk is full**: the pull leaves the guest what it needs ([`space`]); should nothing be left, QEMU stands the
+//!   guest still, and it goes on when there is room ([`wake`]).
 //! - **The command dies**: guest, server and pull go on, and the keeper brings the recovery to its end.
 //! - **libvirtd is restarted**: QEMU does not notice; we connect again.
 //! - **QEMU or the host dies**: as after a power cut, what the guest has flushed is in the overlay. What
@@ -46,7 +48,9 @@ pub(crate) mod place;
 pub(crate) mod pull;
 pub(crate) mod record;
 pub(crate) mod server;
+pub(crate) mod space;
 pub(crate) mod start;
 pub(crate) mod status;
 pub(crate) mod trial;
+mod wake;
 pub(crate) mod work;

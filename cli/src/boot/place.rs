@@ -14,9 +14,8 @@ use anyhow::{Context as _, Result, bail};
 use roxmltree::Document;
 use virt::connect::Connect;
 use virtkeep_capture::LibvirtError;
-use virtkeep_repo::{DomainUuid, Point};
+use virtkeep_repo::DomainUuid;
 
-use crate::output::{shown, size};
 use crate::restore::file_names;
 
 /// The longest path of a unix socket, in bytes.
@@ -134,41 +133,6 @@ fn dac_label(capabilities: &Document<'_>) -> Option<(u32, u32)> {
     let (user, group) = label.trim().split_once(':')?;
     let number = |text: &str| text.strip_prefix('+').unwrap_or(text).parse().ok();
     Some((number(user)?, number(group)?))
-}
-
-/// Makes sure that the images have room. Once the data has been moved, each may be as large as its disk;
-/// what the point holds is the least.
-pub(crate) fn check_space(
-    dir: &Path,
-    point: &Point,
-    least: impl FnOnce() -> Result<u64>,
-) -> Result<Option<String>> {
-    let there = dir.ancestors().find(|dir| dir.is_dir());
-    let there = there.with_context(|| format!("cannot find {}", dir.display()))?;
-    let stat = rustix::fs::statvfs(there)
-        .with_context(|| format!("cannot look at {}", there.display()))?;
-    let free = stat.f_bavail.saturating_mul(stat.f_frsize);
-    let most: u64 = point.disks.iter().map(|disk| disk.size.0).sum();
-    if free >= most {
-        return Ok(None);
-    }
-    let least = least()?;
-    if free < least {
-        bail!(
-            "{} has {} free, and the data of the disks takes {}: name a larger place with --to, or \
-             pass --no-pull to let the data stay in the repository",
-            shown(&there.to_string_lossy()),
-            size(free),
-            size(least)
-        );
-    }
-    Ok(Some(format!(
-        "warning: {} has {} free. The data takes {} at first; should the guest fill its disks, it is {}",
-        shown(&there.to_string_lossy()),
-        size(free),
-        size(least),
-        size(most)
-    )))
 }
 
 #[cfg(test)]

@@ -12,6 +12,8 @@ use virtkeep_repo::{ByteLen, Cancel, Progress};
 use super::machine::{Machine, State};
 use super::record::Pinned;
 use super::server;
+use super::space::Space;
+use super::wake::Waker;
 use crate::context::Context;
 use crate::output::shown;
 use crate::progress::DiskProgress;
@@ -52,6 +54,7 @@ pub(crate) fn pull(
 ) -> Result<Outcome> {
     let mut moving: HashMap<String, Moving> = HashMap::new();
     let mut served: Option<Instant> = None;
+    let mut waker = Waker::default();
     loop {
         if cancel.check().is_err() {
             return Ok(Outcome::Interrupted);
@@ -61,9 +64,13 @@ pub(crate) fn pull(
             served = Some(Instant::now());
         }
         match machine.settled_state()? {
-            State::Waiting => machine.resume()?,
-            State::Running | State::Paused => {}
             State::ShutOff | State::Gone | State::Ending => return Ok(Outcome::Stopped),
+            state => {
+                if let Err(error) = waker.look(pinned, machine, state) {
+                    stop(machine)?;
+                    return Err(error);
+                }
+            }
         }
         let looked = look(context, pinned, machine, &mut moving);
         match looked {
@@ -77,6 +84,14 @@ pub(crate) fn pull(
     }
 }
 
+/// Lets what is free be the guest's.
+fn stop(machine: &mut Machine<'_>) -> Result<()> {
+    for target in machine.leaning()? {
+        machine.stop_pull(&target)?;
+    }
+    Ok(())
+}
+
 /// Looks after the jobs; whether all data has been moved.
 fn look(
     context: &Context,
@@ -88,6 +103,10 @@ fn look(
     moving.retain(|target, _| leaning.contains(target));
     // One after the other: QEMU 10.0 has been seen to crash where a second job began beside the first.
     if let Some(target) = leaning.first() {
+        if let Err(no_room) = Space::of(&pinned.recovery)?.check_pull() {
+            stop(machine)?;
+            return Err(no_room.into());
+        }
         let one = moving.entry(target.clone()).or_default();
         step(context, pinned, machine, target, one)?;
     }

@@ -8,7 +8,7 @@ use virtkeep_repo::{Cancel, DiskOffset, ExtentState, FileRole, Point, Repository
 use super::claim::Claim;
 use super::record::{Home, Pinned, RecoveredDisk, Recovery, export, export_of_definition};
 use super::work::Work;
-use super::{abort, overlay, place, server};
+use super::{abort, overlay, place, server, space};
 use crate::context::Context;
 use crate::define::backing::{Backing, policies, with_exports, without_server};
 use crate::define::{As, Definer, Rewritten, domain_xml, has_nvram, is_moved, utf8};
@@ -107,7 +107,7 @@ impl Start<'_> {
     fn check_space(&self, plan: &Restored) -> Result<()> {
         if self.pull {
             let least = || self.data_bytes();
-            if let Some(warning) = place::check_space(&plan.directory, self.point, least)? {
+            if let Some(warning) = space::check(&plan.directory, self.point, least)? {
                 self.context.reporter.note(&warning);
             }
         }

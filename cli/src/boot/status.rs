@@ -6,6 +6,8 @@ use virtkeep_repo::Repository;
 
 use super::machine::{Machine, State};
 use super::record::{Home, Pinned};
+use super::space::Space;
+use super::wake::Waker;
 use super::work::Work;
 use super::{finish, place, server};
 use crate::context::Context;
@@ -21,6 +23,10 @@ pub(crate) struct Status {
     pub(crate) started_again: bool,
     /// The share of the data that is in the images already, of each disk; none where nothing tells.
     pub(crate) disks: Vec<Option<f64>>,
+    /// How many bytes are free where the images are; none where that cannot be looked at.
+    pub(crate) free: Option<u64>,
+    /// What is in the way, or may soon be.
+    pub(crate) troubles: Vec<String>,
 }
 
 /// Looks at a recovery; none where it has just ended. Problems on the way are noted, and do not keep the rest
@@ -55,7 +61,13 @@ pub(crate) fn look(
         served: server::is_serving(&pinned.recovery),
         started_again,
         disks: vec![None; pinned.recovery.disks.len()],
+        free: None,
+        troubles: Vec::new(),
     };
+    if let Ok(space) = Space::of(recovery) {
+        status.free = Some(space.free);
+        status.troubles.extend(space.warning());
+    }
     if let Err(error) = ask(pinned, work, &mut status) {
         note(error);
     }
@@ -68,8 +80,10 @@ fn ask(pinned: &Pinned, work: Option<Work>, status: &mut Status) -> Result<()> {
         finish::go_on(&mut machine, &mut work)?;
     }
     let mut state = machine.state()?;
-    if state == State::Waiting && status.served {
-        machine.resume()?;
+    if status.served {
+        if let Err(error) = Waker::default().look(pinned, &mut machine, state) {
+            status.troubles = vec![format!("{error:#}")];
+        }
         state = machine.state()?;
     }
     status.state = Some(state);

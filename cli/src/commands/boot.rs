@@ -19,7 +19,7 @@ use crate::boot::{abort, place};
 use crate::context::Context;
 use crate::define::As;
 use crate::exit::{Exit, usage};
-use crate::output::{Table, seconds, shown};
+use crate::output::{Table, seconds, shown, size};
 use crate::signals;
 use crate::when::{local_time, rfc3339};
 
@@ -121,6 +121,8 @@ enum Rest<'a> {
     Status {
         state: Option<State>,
         served: bool,
+        free_bytes: Option<u64>,
+        troubles: &'a [String],
         disks: Vec<DiskLine<'a>>,
     },
     Ended {
@@ -341,8 +343,9 @@ fn show_all(name: Option<&str>, context: &Context, repo: &Repository) -> Result<
         return Ok(Exit::Done);
     }
     let mut table = Table::new(&[
-        "DOMAIN", "SINCE", "POINT", "GUEST", "SERVER", ">MOVED", "IN",
+        "DOMAIN", "SINCE", "POINT", "GUEST", "SERVER", ">MOVED", ">FREE", "IN",
     ]);
+    let mut troubles = Vec::new();
     for pinned in &all {
         let Some(status) = status::look(context, repo, pinned)? else {
             continue;
@@ -355,6 +358,7 @@ fn show_all(name: Option<&str>, context: &Context, repo: &Repository) -> Result<
             status.state.map_or("unknown", State::describe).to_owned(),
             server_in_words(&status).to_owned(),
             moved(pinned, &status),
+            status.free.map_or("?".to_owned(), size),
             shown_dir(&recovery.directory),
         ]);
         let disks = recovery.disks.iter().zip(&status.disks);
@@ -367,11 +371,19 @@ fn show_all(name: Option<&str>, context: &Context, repo: &Repository) -> Result<
         let rest = Rest::Status {
             state: status.state,
             served: status.served,
+            free_bytes: status.free,
+            troubles: &status.troubles,
             disks: disks.collect(),
         };
         report(context, "recovery", pinned, rest)?;
+        let name = shown(&recovery.domain);
+        let told = status.troubles.iter();
+        troubles.extend(told.map(|trouble| format!("{name}: {}", shown(trouble))));
     }
     context.output.text(&table.render())?;
+    for trouble in troubles {
+        context.output.text(&trouble)?;
+    }
     Ok(Exit::Done)
 }
 
