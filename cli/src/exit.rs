@@ -8,6 +8,7 @@ use std::io::ErrorKind;
 use virtkeep_capture::Error as Capture;
 use virtkeep_repo::Error as Engine;
 
+use crate::boot::damage::Unreadable;
 use crate::boot::space::{Full, NoRoom};
 use crate::boot::work::AtWork;
 use crate::context::NoRepositoryGiven;
@@ -115,6 +116,9 @@ fn classify(error: &(dyn std::error::Error + 'static)) -> Option<(Exit, &'static
     }
     if error.is::<NoRoom>() || error.is::<Full>() {
         return Some((Exit::Failed, "image-space"));
+    }
+    if error.is::<Unreadable>() {
+        return Some((Exit::Damage, "damage"));
     }
     if error.is::<AtWork>() {
         return Some((Exit::Busy, "busy"));

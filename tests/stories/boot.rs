@@ -11,7 +11,7 @@ use crate::guest::{Defined, assert_all_right, booted, in_guest, wait_for_agent};
 use crate::world::{World, id, unique_name};
 
 /// The numbers of the processes that serve recoveries from this repository, the oldest first.
-fn servers(program: &Program) -> Vec<Pid> {
+pub(crate) fn servers(program: &Program) -> Vec<Pid> {
     let numbers = std::fs::read_dir("/proc").unwrap().filter_map(|entry| {
         let number = entry.unwrap().file_name().to_str()?.parse::<i32>().ok()?;
         let words = std::fs::read(format!("/proc/{number}/cmdline")).ok()?;
@@ -25,7 +25,7 @@ fn servers(program: &Program) -> Vec<Pid> {
 }
 
 /// Kills processes. One of them may have ended with another one before its turn comes.
-fn kill(pids: &[Pid]) {
+pub(crate) fn kill(pids: &[Pid]) {
     for pid in pids {
         let killed = kill_process(*pid, Signal::KILL);
         assert!(matches!(killed, Ok(()) | Err(Errno::SRCH)), "{killed:?}");
@@ -57,7 +57,7 @@ pub(crate) fn boot(world: &World, point: &str, words: &[&str]) -> (Defined, Path
 }
 
 /// The files of a directory, by name; none where there is no directory.
-fn names_in(dir: &Path) -> Vec<String> {
+pub(crate) fn names_in(dir: &Path) -> Vec<String> {
     let entries = std::fs::read_dir(dir).into_iter().flatten();
     let mut names: Vec<String> = entries
         .map(|entry| entry.unwrap().file_name().into_string().unwrap())
@@ -67,12 +67,12 @@ fn names_in(dir: &Path) -> Vec<String> {
 }
 
 /// Whether recoveries from this repository are pinned.
-fn is_pinned(world: &World) -> bool {
+pub(crate) fn is_pinned(world: &World) -> bool {
     !names_in(&world.program.repo().join("pins")).is_empty()
 }
 
 /// No process, socket or lock is left of recoveries, and no pin.
-fn assert_tidy(world: &World) {
+pub(crate) fn assert_tidy(world: &World) {
     assert_eq!(servers(&world.program), []);
     assert!(!is_pinned(world));
     let beside = names_in(Path::new("/run/libvirt/virtkeep"));
@@ -128,6 +128,18 @@ fn a_guest_runs_at_once_and_keeps_what_it_writes_while_its_data_moves_in() {
         "dd if=/dev/vda of=/dev/null bs=1M skip=20 count=40 2>&1",
     );
 
+    // Longer than QEMU waits.
+    kill(&servers(&world.program));
+    in_guest(
+        uuid,
+        "(dd if=/dev/vda of=/dev/null bs=1M skip=60 &) >/dev/null 2>&1",
+    );
+    wait_until("QEMU has paused the guest", || {
+        run("virsh", &["domstate", uuid]).trim() == "paused"
+    });
+    assert_eq!(status(&world.program)["served"], true);
+    assert_eq!(status(&world.program)["state"], "running");
+
     world.program.ok(&["boot", "--finish"]);
     assert_over(&world, uuid);
     assert_all_right(uuid);
@@ -141,7 +153,7 @@ fn a_guest_runs_at_once_and_keeps_what_it_writes_while_its_data_moves_in() {
 }
 
 /// A domain of two disks without an operating system, with a point of it, shut off.
-fn two_disks() -> (World, String) {
+pub(crate) fn two_disks() -> (World, String) {
     let world = World::with(|dir| {
         let disks = [
             DiskSpec::new("a.qcow2", 64 * MIB),

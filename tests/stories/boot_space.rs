@@ -2,11 +2,12 @@
 
 use std::path::PathBuf;
 
-use virtkeep_tests::{DiskSpec, MIB, Machine, run, text, wait_until};
+use virtkeep_tests::{MIB, run, text, wait_until};
 
 use crate::boot::{assert_over, boot, kill_qemu, status};
+use crate::boot_trouble::{compare, has_job, large};
 use crate::guest::{assert_all_right, booted, in_guest, wait_for_agent};
-use crate::world::{World, id, unique_name};
+use crate::world::{World, id};
 
 /// A file system of its own where the images of a recovery go.
 struct SmallDisk(PathBuf);
@@ -47,21 +48,10 @@ fn write(uuid: &str, start: u64, len: u64) {
     assert!(said.trim().is_empty(), "{said}");
 }
 
-fn has_job(uuid: &str) -> bool {
-    run("virsh", &["blockjob", uuid, "vda", "--raw"]).contains("Pull")
-}
-
 #[test]
 fn the_pull_stops_before_it_takes_the_space_that_the_guest_needs() {
-    // So large that the pull takes its time.
-    let world = World::with(|dir| {
-        let disk = DiskSpec::new("a.qcow2", 6 << 30);
-        Machine::define(dir.path(), &unique_name(), &[disk])
-    });
+    let world = large();
     let machine = &world.machine;
-    machine.start_paused();
-    machine.write_random(0, 1, 3 * MIB, 9 * MIB);
-    machine.write_random(0, 2, 5 << 30, 9 * MIB);
     let point = world.back_up(&[]);
     machine.power_off();
     // 2 GiB must stay free.
@@ -90,10 +80,7 @@ fn the_pull_stops_before_it_takes_the_space_that_the_guest_needs() {
     let original = &machine.disks()[0].1;
     let written = "write -q -P 0x77 4M 300k";
     run("qemu-io", &["-f", "qcow2", "-c", written, text(original)]);
-    let words = ["compare", "-q", "-f", "qcow2", "-F", "qcow2"];
-    let overlay = dir.join("vda.qcow2");
-    let images = [text(original), text(&overlay)];
-    run("qemu-img", &[&words[..], &images].concat());
+    compare(original, &dir.join("vda.qcow2"));
 }
 
 #[test]

@@ -5,6 +5,7 @@
 
 mod boot;
 mod boot_space;
+mod boot_trouble;
 mod cost;
 mod guest;
 mod moment;

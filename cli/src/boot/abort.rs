@@ -42,7 +42,11 @@ pub(crate) fn abort(repo: &Repository, pinned: &Pinned, work: Work) -> Result<()
 
 fn remove_files(recovery: &Recovery) -> Result<()> {
     let overlays = recovery.disks.iter().map(|disk| &disk.overlay);
-    let other = [recovery.log(), recovery.definition()];
+    let other = [
+        recovery.log(),
+        recovery.definition(),
+        recovery.lost_ranges(),
+    ];
     for path in overlays.chain(&recovery.files).chain(&other) {
         remove(path)?;
     }

@@ -4,6 +4,7 @@ use anyhow::{Context as _, Result, anyhow, bail};
 use virtkeep_repo::{ByteLen, Cancel, Repository};
 
 use super::claim::Claim;
+use super::damage;
 use super::machine::{Machine, State};
 use super::pull::{self, Outcome};
 use super::record::{Pinned, RecoveredDisk};
@@ -32,19 +33,27 @@ pub(crate) enum Finished {
     Yes,
     /// All is there, but libvirt's domain of that name, if there is one, does not use it.
     WithoutDomain,
-    /// We were asked to stop: it can be finished later.
-    Interrupted,
+    /// We were asked to stop. It goes on by itself as long as the guest runs; one that is off is left alone.
+    Interrupted {
+        /// Whether it does now.
+        by_itself: bool,
+    },
 }
 
-/// Brings it to its end, from wherever it is.
+/// Brings it to its end, from wherever it is. With `salvage`, what cannot be read is given up.
 pub(crate) fn finish(
     context: &Context,
     repo: &Repository,
     pinned: &Pinned,
     mut work: Work,
+    salvage: bool,
     cancel: &Cancel,
 ) -> Result<Finished> {
     let mut machine = Machine::connect(&pinned.recovery)?;
+    work.set_moving()?;
+    if salvage {
+        damage::salvage(&pinned.recovery)?;
+    }
     let is_ours = loop {
         let state = machine.settled_state()?;
         let is_ours = state != State::Gone && machine.is_ours()?;
@@ -54,14 +63,14 @@ pub(crate) fn finish(
             }
             // Each of them, wherever it is in a chain: filled or not, it reads the same.
             if !fill(context, pinned, &pinned.recovery.disks, cancel)? {
-                return Ok(Finished::Interrupted);
+                return Ok(Finished::Interrupted { by_itself: false });
             }
             break is_ours;
         }
         match running(context, pinned, &mut machine, &mut work, cancel)? {
             Complete::Yes => break true,
             Complete::Stopped => {}
-            Complete::Interrupted => return Ok(Finished::Interrupted),
+            Complete::Interrupted => return Ok(Finished::Interrupted { by_itself: true }),
         }
     };
     if is_ours {
@@ -188,11 +197,12 @@ fn fill<'a>(
         if cancel.check().is_err() {
             return Ok(false);
         }
-        filled.map_err(|error| {
-            anyhow!(
+        filled.map_err(|error| match damage::take(&pinned.recovery) {
+            Some(unreadable) => unreadable.into(),
+            None => anyhow!(
                 "{error:#}. What is not moved yet stays in the repository, and `virtkeep boot --finish` goes on from \
                  there"
-            )
+            ),
         })?;
     }
     Ok(true)
@@ -230,6 +240,7 @@ pub(crate) fn let_go(
 ) -> Result<()> {
     let recovery = &pinned.recovery;
     remove(&recovery.log())?;
+    damage::remove_empty_list(recovery)?;
     if is_defined {
         remove(&recovery.definition())?;
     }

@@ -3,12 +3,16 @@
 //! It starts the server again whenever that has ended ([`super::server`]), lets a guest go on that was
 //! waiting for it, begins jobs again that broke off, and settles and lets go in the end; so a
 //! terminal that is lost, or a command that is killed, changes nothing. It leaves alone a guest that is
-//! off, which its owner may want to start, and the data of a recovery with `--no-pull`. It ends when its pin
+//! off, which its owner may want to start, and the data of a recovery with `--no-pull` until `--finish`. It ends when its pin
 //! has gone.
+//!
+//! What is in its way it says in the log, and, as long as it is, in the file that it holds locked: from there
+//! `--status` has it.
 //!
 //! It needs little memory: the kernel, when short of it, takes the server, which is below it.
 
-use std::process::Child;
+use std::fs::File;
+use std::process::{Child, ExitStatus};
 use std::sync::{Mutex, MutexGuard, PoisonError};
 use std::time::{Duration, Instant};
 
@@ -33,7 +37,7 @@ const TURN: Duration = Duration::from_secs(1);
 /// How long commands are left alone that have asked for the work.
 const STAND_BACK: Duration = Duration::from_secs(5);
 /// How long to wait after something went wrong.
-const AFTER_TROUBLE: Duration = Duration::from_secs(30);
+const AFTER_TROUBLE: Duration = Duration::from_secs(10);
 /// How long to wait before another server is started.
 const PAUSE_MIN: Duration = Duration::from_millis(100);
 const PAUSE_MAX: Duration = Duration::from_secs(5);
@@ -59,14 +63,14 @@ pub(crate) fn keep(context: &Context, pin: &str) -> Result<()> {
         }
         std::thread::sleep(LOOK_AGAIN);
     }
-    let mut locked = locked.context("somebody else looks after this recovery")?;
-    work::write_number(&mut locked, pin)
-        .with_context(|| format!("cannot write {}", path.display()))?;
+    let locked = locked.context("somebody else looks after this recovery")?;
+    let troubles =
+        Troubles::new(locked, pin).with_context(|| format!("cannot write {}", path.display()))?;
 
-    let mut lower = Lower::new(context, pin);
+    let mut lower = Lower::new(context, &pinned, &troubles);
     let asked = Asked::default();
     let ended = std::thread::scope(|scope| {
-        let worker = scope.spawn(|| work(context, &pinned, &asked));
+        let worker = scope.spawn(|| work(context, &pinned, &asked, &troubles));
         while !worker.is_finished() {
             for signal in signals.pending() {
                 match signal {
@@ -103,9 +107,18 @@ enum Ended {
     Complete(Box<Repository>, Work),
 }
 
+/// What came of a turn.
+enum Turn {
+    /// The work is over.
+    Ended(Ended),
+    /// There is nothing more to do for now.
+    Idle,
+    /// A command is at work.
+    Busy,
+}
+
 /// The work of the keeper, turn by turn.
-fn work(context: &Context, pinned: &Pinned, asked: &Asked) -> Ended {
-    let mut said = String::new();
+fn work(context: &Context, pinned: &Pinned, asked: &Asked, troubles: &Troubles<'_>) -> Ended {
     let mut next = Instant::now() + TURN;
     loop {
         if asked.is_to_end() {
@@ -115,49 +128,99 @@ fn work(context: &Context, pinned: &Pinned, asked: &Asked) -> Ended {
             std::thread::sleep(LOOK_AGAIN);
             continue;
         }
+        let came = turn(context, pinned, &asked.cancel());
         next = Instant::now() + TURN;
-        match turn(context, pinned, &asked.cancel()) {
-            Ok(Some(ended)) => return ended,
-            Ok(None) => said.clear(),
+        match came {
+            Ok(Turn::Ended(ended)) => return ended,
+            Ok(Turn::Idle) => troubles.set(About::Work, None),
+            Ok(Turn::Busy) => {}
             Err(error) => {
                 next = Instant::now() + AFTER_TROUBLE;
-                let text = format!("{error:#}");
-                if text != said {
-                    complain(&text);
-                }
-                said = text;
+                troubles.set(About::Work, Some(format!("{error:#}")));
             }
         }
     }
 }
 
-fn turn(context: &Context, pinned: &Pinned, cancel: &Cancel) -> Result<Option<Ended>> {
+fn turn(context: &Context, pinned: &Pinned, cancel: &Cancel) -> Result<Turn> {
     let repo = context.open()?;
     let Some(mut work) = Work::try_take(&pinned.recovery)? else {
-        return Ok(None);
+        return Ok(Turn::Busy);
     };
     if Pinned::of(&repo, &pinned.pin)?.is_none() {
         work.end()?;
-        return Ok(Some(Ended::Gone));
+        return Ok(Turn::Ended(Ended::Gone));
     }
     let mut machine = Machine::connect(&pinned.recovery)?;
     let state = machine.state()?;
     if matches!(state, State::Gone | State::ShutOff) || !machine.is_ours()? {
-        return Ok(None);
+        return Ok(Turn::Idle);
     }
     finish::go_on(&mut machine, &mut work)?;
-    if !pinned.recovery.pull {
+    if !pinned.recovery.pull && !work.is_moving {
         if server::is_serving(&pinned.recovery) {
             Waker::default().look(pinned, &mut machine, state)?;
         }
-        return Ok(None);
+        return Ok(Turn::Idle);
     }
     match finish::running(context, pinned, &mut machine, &mut work, cancel)? {
         Complete::Yes => {
             machine.free_definition()?;
-            Ok(Some(Ended::Complete(Box::new(repo), work)))
+            Ok(Turn::Ended(Ended::Complete(Box::new(repo), work)))
         }
-        Complete::Interrupted | Complete::Stopped => Ok(None),
+        Complete::Stopped => Ok(Turn::Idle),
+        Complete::Interrupted => Ok(Turn::Busy),
+    }
+}
+
+/// What a trouble is about.
+#[derive(Clone, Copy)]
+enum About {
+    Work,
+    Server,
+}
+
+/// What is in the way, for whoever asks.
+struct Troubles<'a> {
+    pin: &'a str,
+    told: Mutex<Told>,
+}
+
+struct Told {
+    file: File,
+    /// By [`About`].
+    now: [Option<String>; 2],
+}
+
+impl<'a> Troubles<'a> {
+    /// None so far. The file is locked.
+    fn new(mut file: File, pin: &'a str) -> Result<Self> {
+        work::write_number(&mut file, pin)?;
+        let now = [None, None];
+        let told = Mutex::new(Told { file, now });
+        Ok(Self { pin, told })
+    }
+
+    fn set(&self, about: About, trouble: Option<String>) {
+        let mut told = self.told.lock().unwrap_or_else(PoisonError::into_inner);
+        let Told { file, now } = &mut *told;
+        if now[about as usize] == trouble {
+            return;
+        }
+        if let Some(trouble) = &trouble {
+            complain(trouble);
+        }
+        now[about as usize] = trouble;
+        let lines = now.iter().flatten();
+        let lines = lines.map(|trouble| format!("\n{}", trouble.replace('\n', " ")));
+        let text = format!("{}{}", self.pin, lines.collect::<String>());
+        // Who cannot read it here finds it in the log.
+        let _ = work::write_number(file, &text);
+    }
+
+    fn is_set(&self, about: About) -> bool {
+        let told = self.told.lock().unwrap_or_else(PoisonError::into_inner);
+        told.now[about as usize].is_some()
     }
 }
 
@@ -210,17 +273,19 @@ impl Asked {
 /// The process that serves, started again whenever it has ended.
 struct Lower<'a> {
     context: &'a Context,
-    pin: &'a str,
+    pinned: &'a Pinned,
+    troubles: &'a Troubles<'a>,
     child: Option<Child>,
     since: Instant,
     pause: Duration,
 }
 
 impl<'a> Lower<'a> {
-    fn new(context: &'a Context, pin: &'a str) -> Self {
+    fn new(context: &'a Context, pinned: &'a Pinned, troubles: &'a Troubles<'a>) -> Self {
         Self {
             context,
-            pin,
+            pinned,
+            troubles,
             child: None,
             since: Instant::now(),
             pause: Duration::ZERO,
@@ -231,14 +296,11 @@ impl<'a> Lower<'a> {
         match &mut self.child {
             Some(child) => {
                 if let Ok(Some(status)) = child.try_wait() {
-                    complain(&format!(
-                        "the server has ended ({status}): starting it again"
-                    ));
-                    if self.since.elapsed() > LONG_LIFE {
-                        self.pause = Duration::ZERO;
-                    }
-                    self.child = None;
-                    self.since = Instant::now();
+                    self.ended(status);
+                } else if self.troubles.is_set(About::Server)
+                    && server::is_serving(&self.pinned.recovery)
+                {
+                    self.troubles.set(About::Server, None);
                 }
             }
             None if self.since.elapsed() >= self.pause => {
@@ -246,15 +308,32 @@ impl<'a> Lower<'a> {
                 self.since = Instant::now();
                 match self.start() {
                     Ok(child) => self.child = Some(child),
-                    Err(error) => complain(&format!("{error:#}")),
+                    Err(error) => {
+                        let trouble = format!("{error:#}");
+                        self.troubles.set(About::Server, Some(trouble));
+                    }
                 }
             }
             None => {}
         }
     }
 
+    fn ended(&mut self, status: ExitStatus) {
+        let why = match status.code() {
+            Some(_) => server::last_line(&self.pinned.recovery.log()),
+            None => status.to_string(),
+        };
+        let trouble = format!("the server has ended, and is started again: {why}");
+        self.troubles.set(About::Server, Some(trouble));
+        if self.since.elapsed() > LONG_LIFE {
+            self.pause = Duration::ZERO;
+        }
+        self.child = None;
+        self.since = Instant::now();
+    }
+
     fn start(&self) -> Result<Child> {
-        server::this_program(self.context, self.pin)?
+        server::this_program(self.context, &self.pinned.pin)?
             .args(["--serve", &std::process::id().to_string()])
             .spawn()
             .context("cannot start the server")

@@ -5,7 +5,8 @@ use std::time::{Duration, Instant};
 use anyhow::{Context as _, Result, bail};
 use virt::connect::Connect;
 use virt::domain::{
-    Domain, DomainPausedReason, DomainState, DomainStateReason, DomainStateReasonEnum,
+    Domain, DomainPausedReason, DomainPausedReasonEnum, DomainState, DomainStateReason,
+    DomainStateReasonEnum,
 };
 use virt::error::ErrorNumber;
 use virt::sys;
@@ -136,7 +137,7 @@ impl<'a> Machine<'a> {
             (
                 Some(DomainState::Paused),
                 DomainStateReasonEnum::Known(DomainStateReason::Paused(paused)),
-            ) if paused.is(DomainPausedReason::IOError) => self.why_waiting()?,
+            ) if has_failed(&paused) => self.why_waiting()?,
             (Some(DomainState::Paused | DomainState::Crashed | DomainState::PMSuspended), _) => {
                 State::Paused
             }
@@ -286,6 +287,12 @@ impl<'a> Machine<'a> {
             | sys::VIR_DOMAIN_UNDEFINE_CHECKPOINTS_METADATA;
         self.ask("undefine", |domain| Ok(domain.undefine_flags(flags)?))
     }
+}
+
+/// Whether QEMU has paused a guest for an error of a disk. libvirt does not know why where QEMU tells of the error
+/// late, as it does of all but the first in a second.
+fn has_failed(paused: &DomainPausedReasonEnum) -> bool {
+    paused.is(DomainPausedReason::IOError) || paused.is(DomainPausedReason::Unknown)
 }
 
 fn is_missing(error: &anyhow::Error) -> bool {

@@ -30,6 +30,8 @@
 //!   is started again by its keeper, or by the next `--status` or `--finish`, and the guest goes on.
 //! - **The disk is full**: the pull leaves the guest what it needs ([`space`]); should nothing be left, QEMU stands the
 //!   guest still, and it goes on when there is room ([`wake`]).
+//! - **What the point holds is damaged**: who reads it is told so, and waits; only with `--salvage` zeroes take its
+//!   place, and are listed ([`damage`]).
 //! - **The command dies**: guest, server and pull go on, and the keeper brings the recovery to its end.
 //! - **libvirtd is restarted**: QEMU does not notice; we connect again.
 //! - **QEMU or the host dies**: as after a power cut, what the guest has flushed is in the overlay. What
@@ -40,6 +42,7 @@
 
 pub(crate) mod abort;
 mod claim;
+pub(crate) mod damage;
 pub(crate) mod finish;
 pub(crate) mod keeper;
 pub(crate) mod machine;

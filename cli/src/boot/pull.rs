@@ -9,6 +9,7 @@ use std::time::{Duration, Instant};
 use anyhow::{Result, bail};
 use virtkeep_repo::{ByteLen, Cancel, Progress};
 
+use super::damage;
 use super::machine::{Machine, State};
 use super::record::Pinned;
 use super::server;
@@ -41,6 +42,7 @@ pub(crate) enum Outcome {
 #[derive(Default)]
 struct Moving {
     progress: Option<DiskProgress>,
+    has_begun: bool,
     passed: u64,
     tries: u32,
 }
@@ -139,6 +141,10 @@ fn step(
     // Complete since we asked, or broken off, or not begun.
     if !machine.leaning()?.iter().any(|still| still == target) {
         return Ok(());
+    }
+    match damage::take(&pinned.recovery) {
+        Some(unreadable) if one.has_begun => return Err(unreadable.into()),
+        _ => one.has_begun = true,
     }
     one.tries += 1;
     if one.tries > TRIES_MAX {

@@ -206,6 +206,16 @@ impl Recovery {
         beside(&self.socket, "work")
     }
 
+    /// Beside the socket: what the server could not read last.
+    pub(crate) fn unreadable(&self) -> PathBuf {
+        beside(&self.socket, "unreadable")
+    }
+
+    /// The list of what was given up, if lost bytes are.
+    pub(crate) fn lost_ranges(&self) -> PathBuf {
+        self.directory.join("lost-ranges.jsonl")
+    }
+
     /// What the server has to say.
     pub(crate) fn log(&self) -> PathBuf {
         self.directory.join("virtkeep-server.log")

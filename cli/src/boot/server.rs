@@ -16,10 +16,11 @@ use std::sync::Arc;
 use std::time::{Duration, Instant};
 
 use anyhow::{Context as _, Result, bail};
-use nbd_server::{ExportMap, Exports, Listener, Running, Server};
+use nbd_server::{Export, ExportMap, Exports, Listener, Running, Server};
 use rustix::process::{Pid, Signal, getppid};
 use virtkeep_repo::{PointId, Repository};
 
+use super::damage::{self, Fragile, Ledger};
 use super::place;
 use super::record::{self, Pinned, Recovery};
 use super::work;
@@ -42,14 +43,25 @@ pub(super) struct Keeper {
     pub(super) pid: Pid,
     /// The pin of the recovery that it serves.
     pub(super) pin: String,
+    /// What is in its way.
+    pub(super) troubles: Vec<String>,
 }
 
 /// Makes sure that the recovery is served. Returns whether a server had to be started.
 pub(crate) fn ensure(context: &Context, pinned: &Pinned) -> Result<bool> {
+    ensure_within(context, pinned, PATIENCE)
+}
+
+/// The same for one who will not wait as long.
+pub(crate) fn ensure_within(
+    context: &Context,
+    pinned: &Pinned,
+    patience: Duration,
+) -> Result<bool> {
     let recovery = &pinned.recovery;
     place::make_socket_directory(&recovery.socket)?;
     let mut started = None;
-    let deadline = Instant::now() + PATIENCE;
+    let deadline = Instant::now() + patience;
     loop {
         let keeper = keeper(recovery)?;
         if let Some(keeper) = &keeper
@@ -64,9 +76,12 @@ pub(crate) fn ensure(context: &Context, pinned: &Pinned) -> Result<bool> {
             return Ok(started.is_some());
         }
         if Instant::now() > deadline {
+            let troubles = keeper.map(|keeper| keeper.troubles.join("; "));
             bail!(
-                "the server does not answer: see {}",
-                recovery.log().display()
+                "the server does not answer: {}",
+                troubles
+                    .filter(|troubles| !troubles.is_empty())
+                    .unwrap_or_else(|| format!("see {}", recovery.log().display()))
             );
         }
         if let Some(child) = &mut started {
@@ -119,6 +134,7 @@ pub(crate) fn stop(pinned: &Pinned) -> Result<()> {
 /// Removes what a server that has ended leaves beside the images.
 pub(super) fn remove_traces(recovery: &Recovery) -> Result<()> {
     remove(&recovery.socket)?;
+    remove(&recovery.unreadable())?;
     remove(&recovery.keeper_file())
 }
 
@@ -142,10 +158,14 @@ pub(super) fn keeper(recovery: &Recovery) -> Result<Option<Keeper>> {
     }
     let text = std::fs::read_to_string(&path).unwrap_or_default();
     // Not written yet: whoever looks again will see it.
-    Ok(text.split_once(' ').and_then(|(pid, pin)| {
-        let pid = Pid::from_raw(pid.parse().ok()?)?;
-        let pin = pin.to_owned();
-        Some(Keeper { pid, pin })
+    let mut lines = text.lines().map(str::to_owned);
+    let first = lines.next().unwrap_or_default();
+    Ok(first.split_once(' ').and_then(|(pid, pin)| {
+        Some(Keeper {
+            pid: Pid::from_raw(pid.parse().ok()?)?,
+            pin: pin.to_owned(),
+            troubles: lines.collect(),
+        })
     }))
 }
 
@@ -178,7 +198,8 @@ pub(super) fn this_program(context: &Context, pin: &str) -> Result<Command> {
     Ok(command)
 }
 
-fn last_line(log: &Path) -> String {
+/// The last that a server has said.
+pub(super) fn last_line(log: &Path) -> String {
     let text = std::fs::read_to_string(log).unwrap_or_default();
     let last = text.lines().rev().find(|line| !line.trim().is_empty());
     last.unwrap_or("it said nothing").to_owned()
@@ -197,6 +218,10 @@ pub(crate) fn serve(context: &Context, pin: &str, keeper: i32) -> Result<()> {
     };
     let recovery = &pinned.recovery;
     let targets: Vec<&str> = recovery.disks.iter().map(|disk| &disk.target[..]).collect();
+    // What is made anew is as sound as it is known to be.
+    damage::take(recovery);
+    let ledger = Arc::new(Ledger::of(recovery, context)?);
+    let to_mend = Arc::new(context.open_to_read()?);
     let server = Serving {
         repo,
         point: pinned.point,
@@ -204,7 +229,9 @@ pub(crate) fn serve(context: &Context, pin: &str, keeper: i32) -> Result<()> {
         socket: &recovery.socket,
         qemu: recovery.qemu,
     }
-    .start(context)?;
+    .start_with(context, |target, disk| {
+        Arc::new(Fragile::new(disk, target, pinned.point, &to_mend, &ledger))
+    })?;
     signals.wait();
     server.stop(GRACE)?;
     Ok(())
@@ -223,6 +250,15 @@ pub(super) struct Serving<'a> {
 impl Serving<'_> {
     /// Starts serving.
     pub(super) fn start(self, context: &Context) -> Result<Running> {
+        self.start_with(context, |_, disk| disk)
+    }
+
+    /// Starts serving what `of` makes of each disk, by its target.
+    fn start_with(
+        self,
+        context: &Context,
+        of: impl Fn(&str, Arc<dyn Export>) -> Arc<dyn Export>,
+    ) -> Result<Running> {
         let (zone, reporter) = (context.zone.clone(), context.reporter.clone());
         let domain = self.repo.point(self.point)?.domain.uuid;
         let names = self.targets.iter();
@@ -234,7 +270,7 @@ impl Serving<'_> {
         let mut exports = ExportMap::new();
         for (target, name) in self.targets.iter().zip(names) {
             // Kept open: a client that comes back finds it as it was.
-            let disk = catalog.open(&name)?;
+            let disk = of(target, catalog.open(&name)?);
             let export = record::export(self.point, target);
             let of_definition = record::export_of_definition(&export);
             exports = exports.with(export, Arc::clone(&disk));

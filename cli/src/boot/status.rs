@@ -1,9 +1,12 @@
 //! How far a recovery is, asked of libvirt; a server that has gone is started again on the way, for a
 //! guest may be waiting for it.
 
+use std::time::Duration;
+
 use anyhow::Result;
 use virtkeep_repo::Repository;
 
+use super::damage;
 use super::machine::{Machine, State};
 use super::record::{Home, Pinned};
 use super::space::Space;
@@ -11,6 +14,10 @@ use super::wake::Waker;
 use super::work::Work;
 use super::{finish, place, server};
 use crate::context::Context;
+use crate::output::size;
+
+/// How long a server may take to answer.
+const PATIENCE: Duration = Duration::from_secs(5);
 
 /// How far a recovery is.
 #[derive(Clone, Debug, PartialEq)]
@@ -52,7 +59,7 @@ pub(crate) fn look(
         return Ok(None);
     }
     let started_again = work.is_some()
-        && server::ensure(context, pinned).unwrap_or_else(|error| {
+        && server::ensure_within(context, pinned, PATIENCE).unwrap_or_else(|error| {
             note(error);
             false
         });
@@ -67,6 +74,20 @@ pub(crate) fn look(
     if let Ok(space) = Space::of(recovery) {
         status.free = Some(space.free);
         status.troubles.extend(space.warning());
+    }
+    let given_up = damage::given_up(recovery)?;
+    if !given_up.is_empty() {
+        let bytes = given_up.iter().map(|lost| lost.end - lost.start).sum();
+        status.troubles.push(format!(
+            "{} could not be read, and are zero now: see {}",
+            size(bytes),
+            recovery.lost_ranges().display()
+        ));
+    }
+    if let Some(keeper) = server::keeper(recovery)?
+        && !keeper.troubles.is_empty()
+    {
+        status.troubles = keeper.troubles;
     }
     if let Err(error) = ask(pinned, work, &mut status) {
         note(error);

@@ -8,6 +8,7 @@ use std::time::Duration;
 
 use anyhow::Result;
 
+use super::damage;
 use super::machine::{Machine, State};
 use super::record::Pinned;
 use super::space::Space;
@@ -28,7 +29,7 @@ impl Waker {
     /// Lets a guest in this state go on, if it waits and can.
     ///
     /// # Errors
-    /// [`Full`](super::space::Full) when it cannot, for want of space.
+    /// [`Full`](super::space::Full) and [`Unreadable`](super::damage::Unreadable) when it cannot.
     pub(super) fn look(
         &mut self,
         pinned: &Pinned,
@@ -36,7 +37,11 @@ impl Waker {
         state: State,
     ) -> Result<()> {
         match state {
-            State::Waiting => {}
+            State::Waiting => {
+                if let Some(unreadable) = damage::take(&pinned.recovery) {
+                    return Err(unreadable.into());
+                }
+            }
             State::NoSpace => {
                 let space = Space::of(&pinned.recovery)?;
                 if self.tries == TRIES_MAX || !space.is_enough_to_go_on() {

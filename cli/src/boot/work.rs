@@ -7,8 +7,9 @@
 //!
 //! When no command is at it, the keeper is ([`super::keeper`]); it stands back when a command wants to work.
 //!
-//! The file also tells whether the guest is being paused for a moment. Whoever takes over from one that was
-//! killed in that moment lets the guest go on.
+//! The file also tells whether the guest is being paused for a moment: whoever takes over from one that was
+//! killed in that moment lets the guest go on. And it tells whether the data is to be moved in although the
+//! recovery began without that, since `--finish` was said: then the keeper goes on with it.
 
 use std::fs::{File, OpenOptions};
 use std::io::{Read, Seek, Write};
@@ -31,6 +32,8 @@ const PATIENCE_WITH_OTHERS: Duration = Duration::from_secs(2);
 const LOOK_AGAIN: Duration = Duration::from_millis(20);
 /// What the file says while a guest is paused for a moment.
 const PAUSING: &str = "pausing";
+/// What it says once the data is to be moved in.
+const MOVING: &str = "moving";
 
 /// Another command is at it.
 #[derive(Debug, thiserror::Error)]
@@ -44,6 +47,8 @@ pub(crate) struct Work {
     path: PathBuf,
     /// Whether whoever had it before was killed while he paused the guest.
     pub(crate) left_paused: bool,
+    /// Whether `--finish` was said.
+    pub(crate) is_moving: bool,
 }
 
 impl Work {
@@ -82,21 +87,27 @@ impl Work {
         };
         let mut text = String::new();
         file.read_to_string(&mut text)?;
+        let says = |word| text.split(' ').any(|said| said == word);
         let mut work = Self {
+            left_paused: says(PAUSING),
+            is_moving: says(MOVING),
             file,
             path,
-            left_paused: text.ends_with(PAUSING),
         };
-        if !work.left_paused {
-            work.write("")?;
-        }
+        work.write()?;
         Ok(Some(work))
     }
 
     /// Notes that the guest is being paused for a moment, or is not any more.
     pub(crate) fn set_pausing(&mut self, pausing: bool) -> Result<()> {
         self.left_paused = pausing;
-        self.write(if pausing { PAUSING } else { "" })
+        self.write()
+    }
+
+    /// Notes that the data is to be moved in, whoever does it.
+    pub(crate) fn set_moving(&mut self) -> Result<()> {
+        self.is_moving = true;
+        self.write()
     }
 
     /// Ends it for good: the recovery is over, and the file goes.
@@ -104,8 +115,11 @@ impl Work {
         remove(&self.path)
     }
 
-    fn write(&mut self, state: &str) -> Result<()> {
-        write_number(&mut self.file, state)
+    fn write(&mut self) -> Result<()> {
+        let words = [(self.left_paused, PAUSING), (self.is_moving, MOVING)];
+        let words: Vec<_> = words.iter().filter(|(is_so, _)| *is_so).collect();
+        let words: Vec<_> = words.iter().map(|(_, word)| *word).collect();
+        write_number(&mut self.file, &words.join(" "))
             .with_context(|| format!("cannot write {}", self.path.display()))
     }
 }

@@ -8,6 +8,7 @@ use anyhow::{Result, bail};
 use serde::Serialize;
 use virtkeep_repo::{Point, Remark, Repository};
 
+use crate::boot::damage::{self, Lost};
 use crate::boot::finish::{self, Finished};
 use crate::boot::machine::{Machine, State};
 use crate::boot::record::Pinned;
@@ -19,7 +20,7 @@ use crate::boot::{abort, place};
 use crate::context::Context;
 use crate::define::As;
 use crate::exit::{Exit, usage};
-use crate::output::{Table, seconds, shown, size};
+use crate::output::{Table, bytes_range, seconds, shown, size};
 use crate::signals;
 use crate::when::{local_time, rfc3339};
 
@@ -75,6 +76,10 @@ pub(crate) struct Args {
     #[arg(long, group = "action", conflicts_with_all = ["identity", "to", "no_pull", "network"])]
     finish: bool,
 
+    /// With --finish: put zeroes where stored bytes are damaged, and list the ranges
+    #[arg(long, requires = "finish")]
+    salvage: bool,
+
     /// Undo a recovery; what its guest has written is lost
     #[arg(long, group = "action", conflicts_with_all = ["identity", "to", "no_pull", "network"])]
     abort: bool,
@@ -125,7 +130,11 @@ enum Rest<'a> {
         troubles: &'a [String],
         disks: Vec<DiskLine<'a>>,
     },
-    Ended {
+    Recovered {
+        seconds: f64,
+        lost: &'a [Lost],
+    },
+    Aborted {
         seconds: f64,
     },
 }
@@ -148,7 +157,7 @@ pub(super) fn run(args: &Args, context: &Context) -> Result<Exit> {
     if args.finish {
         let cancel = signals::cancel_in_order("leaving the recovery to itself")?;
         let (pinned, work) = take(&repo, what)?;
-        return bring_to_end(context, &repo, &pinned, work, &cancel);
+        return bring_to_end(context, &repo, &pinned, work, args.salvage, &cancel);
     }
     if args.abort {
         confirm(&Pinned::find(&repo, what)?, args.yes)?;
@@ -158,7 +167,7 @@ pub(super) fn run(args: &Args, context: &Context) -> Result<Exit> {
         let text = format!("{name} and all that was made for it is gone");
         context.output.text(&text)?;
         let seconds = rounded(began);
-        return report(context, "aborted", &pinned, Rest::Ended { seconds });
+        return report(context, "aborted", &pinned, Rest::Aborted { seconds });
     }
     start(args, context, &repo, began)
 }
@@ -237,7 +246,7 @@ fn start(args: &Args, context: &Context, repo: &Repository, began: Instant) -> R
             .text("Its data stays in the repository until `virtkeep boot --finish` moves it in.")?;
         return Ok(Exit::Done);
     }
-    bring_to_end(context, repo, pinned, started.work, &cancel)
+    bring_to_end(context, repo, pinned, started.work, false, &cancel)
 }
 
 /// How a test went, as programs see it.
@@ -303,18 +312,24 @@ fn bring_to_end(
     repo: &Repository,
     pinned: &Pinned,
     work: Work,
+    salvage: bool,
     cancel: &virtkeep_repo::Cancel,
 ) -> Result<Exit> {
     let began = Instant::now();
     let recovery = &pinned.recovery;
-    let finished = finish::finish(context, repo, pinned, work, cancel)?;
-    if finished == Finished::Interrupted {
-        let by_itself = if recovery.pull { " by itself" } else { "" };
-        context.reporter.note(&format!(
-            "the recovery of {} goes on{by_itself}: `virtkeep boot --status` shows how far it is, and \
-             `virtkeep boot --finish` brings it to its end",
-            recovery.domain
-        ));
+    let finished = finish::finish(context, repo, pinned, work, salvage, cancel)?;
+    if let Finished::Interrupted { by_itself } = finished {
+        let name = shown(&recovery.domain);
+        context.reporter.note(&if by_itself {
+            format!(
+                "the recovery of {name} goes on by itself: `virtkeep boot --status` shows how far it is, and \
+                 `virtkeep boot --finish` watches it to its end"
+            )
+        } else {
+            format!(
+                "the recovery of {name} waits, since its guest is off: `virtkeep boot --finish` goes on with it"
+            )
+        });
         return Ok(signals::caught().map_or(Exit::Failed, Exit::Signal));
     }
     if finished == Finished::WithoutDomain {
@@ -323,14 +338,34 @@ fn bring_to_end(
             recovery.definition().display()
         ));
     }
-    let took = rounded(began);
-    context.output.text(&format!(
-        "all data of {} is in {} after {}: it needs nothing from the repository any more",
-        shown(&recovery.domain),
-        shown_dir(&recovery.directory),
-        seconds(took)
-    ))?;
-    report(context, "recovered", pinned, Rest::Ended { seconds: took })
+    let lost = damage::given_up(recovery)?;
+    for one in &lost {
+        context.reporter.note(&format!(
+            "{}: {} are lost, and zero unless the guest has written there: {}",
+            one.target,
+            bytes_range(one.start, one.end),
+            one.message
+        ));
+    }
+    let (seconds_taken, dir) = (rounded(began), shown_dir(&recovery.directory));
+    let (name, took) = (shown(&recovery.domain), seconds(seconds_taken));
+    context.output.text(&if lost.is_empty() {
+        format!(
+            "all data of {name} is in {dir} after {took}: it needs nothing from the repository any more"
+        )
+    } else {
+        format!(
+            "what could be read of {name} is in {dir} after {took}; what could not is listed in {}",
+            recovery.lost_ranges().display()
+        )
+    })?;
+    let (seconds, lost) = (seconds_taken, &lost[..]);
+    let rest = Rest::Recovered { seconds, lost };
+    report(context, "recovered", pinned, rest)?;
+    Ok(match lost.is_empty() {
+        true => Exit::Done,
+        false => Exit::Partly,
+    })
 }
 
 fn show_all(name: Option<&str>, context: &Context, repo: &Repository) -> Result<Exit> {

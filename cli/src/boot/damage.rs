@@ -1,0 +1,338 @@
+//! Stored bytes that a recovery cannot have: told as they are met, or, with `--salvage`, given up.
+//!
+//! The server meets them, since QEMU asks for them. It answers an error, which stands the guest still or breaks
+//! the pull off, and leaves a note beside its socket that tells whoever looks after the recovery why.
+//!
+//! With `--salvage` it answers zeroes. **It gives no zero for a lost byte that is not written down first**,
+//! durably, in the [list](Recovery::lost_ranges) beside the images. That the list is there, if empty, says that
+//! lost bytes are given up: also to a server that is started anew, and after a crash. In the end it stays unless
+//! it is empty, for nothing else tells later which zeroes are none of the guest's.
+
+use std::collections::HashSet;
+use std::fs::OpenOptions;
+use std::io::{ErrorKind, Write};
+use std::ops::Range;
+use std::path::PathBuf;
+use std::sync::{Arc, Mutex, OnceLock, PoisonError};
+
+use anyhow::{Context as _, Result};
+use nbd_server::{BlockSizes, ErrorCode, Export, ExportError, Extents, Features, Holes};
+use serde::{Deserialize, Serialize};
+use virtkeep_repo::{DiskOffset, DiskReader, Error, PointId, Repository};
+
+use super::record::Recovery;
+use super::server::remove;
+use crate::context::Context;
+use crate::output::{bytes_range, shown};
+use crate::restore::staging::sync_dir;
+
+/// A range of a disk that cannot be read.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub(crate) struct Lost {
+    /// The disk.
+    pub(crate) target: String,
+    /// Its first byte.
+    pub(crate) start: u64,
+    /// The byte behind it.
+    pub(crate) end: u64,
+    /// Why, for its first part.
+    pub(crate) message: String,
+}
+
+/// Bytes cannot be read, and so the recovery cannot go on.
+#[derive(Debug, thiserror::Error)]
+#[error(
+    "{}: {} cannot be read from the repository: {}. A guest that needs them is paused, and nothing is lost yet. \
+     `virtkeep repair` or another backup may mend them; `virtkeep boot --finish --salvage` does without: it puts \
+     zeroes in their place, and lists them",
+    shown(&.0.target),
+    bytes_range(.0.start, .0.end),
+    .0.message
+)]
+pub(crate) struct Unreadable(Lost);
+
+/// What the server could not read last; told once.
+pub(super) fn take(recovery: &Recovery) -> Option<Unreadable> {
+    let path = recovery.unreadable();
+    let text = std::fs::read(&path).ok()?;
+    // Worst case, it is told twice.
+    let _ = remove(&path);
+    serde_json::from_slice(&text).ok().map(Unreadable)
+}
+
+/// From now on lost bytes are given up.
+pub(super) fn salvage(recovery: &Recovery) -> Result<()> {
+    let path = recovery.lost_ranges();
+    let mut file = OpenOptions::new();
+    file.create(true)
+        .append(true)
+        .open(&path)
+        .and_then(|file| file.sync_all())
+        .with_context(|| format!("cannot create {}", path.display()))?;
+    sync_dir(&recovery.directory)?;
+    take(recovery);
+    Ok(())
+}
+
+/// What was given up so far, in the order of the disks; none where nothing is.
+pub(crate) fn given_up(recovery: &Recovery) -> Result<Vec<Lost>> {
+    let path = recovery.lost_ranges();
+    let text = match std::fs::read_to_string(&path) {
+        Err(error) if error.kind() == ErrorKind::NotFound => return Ok(Vec::new()),
+        text => text.with_context(|| format!("cannot read {}", path.display()))?,
+    };
+    // What a crash cut short was never answered.
+    let lines = text.lines().map(serde_json::from_str);
+    Ok(joined(lines.filter_map(Result::ok).collect()))
+}
+
+/// Removes the list of what was given up, if that is nothing.
+pub(super) fn remove_empty_list(recovery: &Recovery) -> Result<()> {
+    match given_up(recovery)?.is_empty() {
+        true => remove(&recovery.lost_ranges()),
+        false => Ok(()),
+    }
+}
+
+/// The same ranges in order, those that touch as one.
+fn joined(mut all: Vec<Lost>) -> Vec<Lost> {
+    all.sort_by(|a, b| (&a.target, a.start).cmp(&(&b.target, b.start)));
+    all.dedup_by(|next, last| {
+        let touch = next.target == last.target && next.start <= last.end;
+        if touch {
+            last.end = last.end.max(next.end);
+        }
+        touch
+    });
+    all
+}
+
+/// Where the server of a recovery writes down what it could not read.
+pub(super) struct Ledger {
+    unreadable: PathBuf,
+    list: PathBuf,
+    /// The repository says what it is as long as it is there.
+    repository: PathBuf,
+    /// What is in the list for sure.
+    listed: Mutex<HashSet<(String, u64)>>,
+}
+
+impl Ledger {
+    /// Of a recovery from this repository.
+    pub(super) fn of(recovery: &Recovery, context: &Context) -> Result<Self> {
+        Ok(Self {
+            unreadable: recovery.unreadable(),
+            list: recovery.lost_ranges(),
+            repository: context.repository_path()?.join("config.toml"),
+            listed: Mutex::default(),
+        })
+    }
+
+    /// Whether lost bytes are given up. Not while the whole repository is away: that comes back.
+    fn is_salvaging(&self) -> bool {
+        self.list.exists() && self.repository.exists()
+    }
+
+    /// Tells why a read failed. Nothing depends on it.
+    fn tell(&self, lost: &Lost) {
+        let staged = self.unreadable.with_extension("unreadable.new");
+        let written = serde_json::to_vec(lost).map(|text| std::fs::write(&staged, text));
+        if let Ok(Ok(())) = written {
+            let _ = std::fs::rename(&staged, &self.unreadable);
+        }
+    }
+
+    /// Writes durably down what is given up.
+    fn give_up(&self, lost: Vec<Lost>) -> std::io::Result<()> {
+        let mut listed = self.listed.lock().unwrap_or_else(PoisonError::into_inner);
+        let mut text = Vec::new();
+        let is_new = |lost: &Lost| !listed.contains(&(lost.target.clone(), lost.start));
+        let new: Vec<_> = lost.iter().filter(|lost| is_new(lost)).cloned().collect();
+        if new.is_empty() {
+            return Ok(());
+        }
+        for range in joined(new.clone()) {
+            // A line of its own, whatever a crash has left behind the last one.
+            text.push(b'\n');
+            serde_json::to_writer(&mut text, &range)?;
+        }
+        text.push(b'\n');
+        let mut file = OpenOptions::new().append(true).open(&self.list)?;
+        file.write_all(&text)?;
+        file.sync_data()?;
+        listed.extend(new.into_iter().map(|lost| (lost.target, lost.start)));
+        Ok(())
+    }
+}
+
+/// A disk of a recovery, whatever has become of its bytes.
+pub(super) struct Fragile {
+    disk: Arc<dyn Export>,
+    target: String,
+    point: PointId,
+    repo: Arc<Repository>,
+    ledger: Arc<Ledger>,
+    /// To read what of it can be read; opened when a read has failed.
+    reader: OnceLock<DiskReader>,
+}
+
+impl Fragile {
+    /// The disk `target` of a point, which `disk` serves as long as nothing is wrong with it.
+    pub(super) fn new(
+        disk: Arc<dyn Export>,
+        target: &str,
+        point: PointId,
+        repo: &Arc<Repository>,
+        ledger: &Arc<Ledger>,
+    ) -> Self {
+        Self {
+            disk,
+            target: target.to_owned(),
+            point,
+            repo: Arc::clone(repo),
+            ledger: Arc::clone(ledger),
+            reader: OnceLock::new(),
+        }
+    }
+
+    fn reader(&self) -> Result<&DiskReader> {
+        if let Some(reader) = self.reader.get() {
+            return Ok(reader);
+        }
+        let point = self.repo.point(self.point)?;
+        let disk = point.disks.iter().find(|disk| disk.target == self.target);
+        let disk = disk.context("the point has no such disk")?;
+        let reader = self.repo.salvage_disk(&point, disk)?;
+        Ok(self.reader.get_or_init(|| reader))
+    }
+
+    /// Reads chunk by chunk what could not be read as a whole.
+    fn mend(
+        &self,
+        offset: u64,
+        buffer: &mut [u8],
+        failure: ExportError,
+    ) -> Result<(), ExportError> {
+        let Ok(reader) = self.reader() else {
+            return Err(failure);
+        };
+        let chunk = reader.chunk_size().0;
+        let mut lost = Vec::new();
+        let mut at = offset;
+        let mut rest = buffer;
+        while !rest.is_empty() {
+            let len = usize::try_from(chunk - at % chunk).unwrap_or(usize::MAX);
+            let (part, behind) = rest.split_at_mut(len.min(rest.len()));
+            match reader.read_at(DiskOffset(at), part) {
+                Ok(()) => {}
+                Err(error) if error.is_damage() => {
+                    part.fill(0);
+                    let start = at - at % chunk;
+                    lost.push(self.lost(start..(start + chunk).min(self.size()), &error));
+                }
+                Err(_) => return Err(failure),
+            }
+            at += part.len() as u64;
+            rest = behind;
+        }
+        let Some(first) = lost.first() else {
+            return Ok(());
+        };
+        if !self.ledger.is_salvaging() {
+            self.ledger.tell(first);
+            return Err(failure);
+        }
+        self.ledger
+            .give_up(lost)
+            .map_err(|error| ExportError::new(ErrorCode::Io, error.to_string()))
+    }
+
+    fn lost(&self, range: Range<u64>, error: &Error) -> Lost {
+        Lost {
+            target: self.target.clone(),
+            start: range.start,
+            end: range.end,
+            message: error.reason(),
+        }
+    }
+}
+
+impl Export for Fragile {
+    fn size(&self) -> u64 {
+        self.disk.size()
+    }
+
+    fn read(&self, offset: u64, buffer: &mut [u8]) -> Result<(), ExportError> {
+        let read = self.disk.read(offset, buffer);
+        read.or_else(|failure| self.mend(offset, buffer, failure))
+    }
+
+    fn read_sparse(
+        &self,
+        offset: u64,
+        buffer: &mut [u8],
+        holes: &mut Holes,
+    ) -> Result<(), ExportError> {
+        // Holes that were found before the failure are holes.
+        let read = self.disk.read_sparse(offset, buffer, holes);
+        read.or_else(|failure| self.mend(offset, buffer, failure))
+    }
+
+    fn features(&self) -> Features {
+        self.disk.features()
+    }
+
+    fn block_sizes(&self) -> BlockSizes {
+        self.disk.block_sizes()
+    }
+
+    fn concurrency(&self) -> usize {
+        self.disk.concurrency()
+    }
+
+    fn cache(&self, offset: u64, length: u64) -> Result<(), ExportError> {
+        self.disk.cache(offset, length)
+    }
+
+    fn allocation(
+        &self,
+        offset: u64,
+        length: u64,
+        extents: &mut Extents,
+    ) -> Result<(), ExportError> {
+        // What cannot be told counts as data: whoever reads it then finds out.
+        if self.disk.allocation(offset, length, extents).is_err() {
+            extents.push(length, 0);
+        }
+        Ok(())
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn lost(target: &str, start: u64, end: u64) -> Lost {
+        Lost {
+            target: target.to_owned(),
+            start,
+            end,
+            message: format!("{start}"),
+        }
+    }
+
+    #[test]
+    fn ranges_that_touch_are_told_as_one() {
+        let all = [
+            lost("vdb", 0, 5),
+            lost("vda", 10, 20),
+            lost("vda", 0, 10),
+            lost("vda", 30, 40),
+            lost("vda", 30, 40),
+        ];
+        assert_eq!(
+            joined(all.to_vec()),
+            [lost("vda", 0, 20), lost("vda", 30, 40), lost("vdb", 0, 5)]
+        );
+    }
+}

@@ -1,0 +1,151 @@
+//! What becomes of recoveries when something goes wrong beneath them.
+
+use std::path::{Path, PathBuf};
+
+use rustix::process::Signal;
+use virtkeep_tests::{DiskSpec, MIB, Machine, run, text, wait_until};
+
+use crate::boot::{
+    assert_over, assert_tidy, boot, is_pinned, kill, kill_qemu, servers, status, two_disks,
+};
+use crate::world::{World, id, unique_name};
+
+/// A domain with a disk so large that the pull takes its time.
+pub(crate) fn large() -> World {
+    let world = World::with(|dir| {
+        let disk = DiskSpec::new("a.qcow2", 6 << 30);
+        Machine::define(dir.path(), &unique_name(), &[disk])
+    });
+    let machine = &world.machine;
+    machine.start_paused();
+    machine.write_random(0, 1, 3 * MIB, 9 * MIB);
+    machine.write_random(0, 2, 5 << 30, 9 * MIB);
+    world
+}
+
+/// Whether something is moved in right now.
+pub(crate) fn has_job(uuid: &str) -> bool {
+    run("virsh", &["blockjob", uuid, "vda", "--raw"]).contains("Pull")
+}
+
+/// Fails unless an image reads as another one.
+pub(crate) fn compare(one: &Path, other: &Path) {
+    let words = ["compare", "-q", "-f", "qcow2", "-F", "qcow2"];
+    run(
+        "qemu-img",
+        &[&words[..], &[text(one), text(other)]].concat(),
+    );
+}
+
+#[test]
+fn a_recovery_that_is_being_finished_goes_on_by_itself_after_an_interruption() {
+    let world = large();
+    let point = world.back_up(&[]);
+    world.machine.power_off();
+    let (clone, dir) = boot(&world, id(&point), &[]);
+    let uuid = &clone.0;
+    let command = world.program.start(&["boot", "--finish"]);
+    wait_until("the pull has begun", || has_job(uuid));
+    command.signal(Signal::INT);
+    let ran = command.wait();
+    ran.refused(130, "goes on by itself");
+    wait_until("it has ended", || !is_pinned(&world));
+    wait_until("nobody serves", || servers(&world.program).is_empty());
+    assert_over(&world, uuid);
+    kill_qemu(&format!("{}-boot", world.machine.name));
+    compare(&world.machine.disks()[0].1, &dir.join("vda.qcow2"));
+}
+
+#[test]
+fn a_server_that_cannot_serve_is_told_of_until_it_can() {
+    let (world, point) = two_disks();
+    let (clone, _) = boot(&world, &point, &[]);
+    let name = format!("{}-boot", world.machine.name);
+    let socket = PathBuf::from(format!(
+        "/run/libvirt/virtkeep/nbd.tunnelmigrate.dest.{name}"
+    ));
+    std::fs::remove_file(&socket).unwrap();
+    std::fs::create_dir(&socket).unwrap();
+    kill(&servers(&world.program)[1..]);
+    let trouble = || {
+        status(&world.program)["troubles"][0]
+            .as_str()
+            .map(str::to_owned)
+    };
+    wait_until("it is told", || {
+        trouble().is_some_and(|trouble| trouble.contains("the server has ended"))
+    });
+    let said = world.program.ok(&["boot", "--status"]).stdout;
+    assert!(said.contains("the server has ended"), "{said}");
+    std::fs::remove_dir(&socket).unwrap();
+    wait_until("all is well", || trouble().is_none());
+    world.program.ok(&["boot", "--finish"]);
+    assert_over(&world, &clone.0);
+}
+
+/// Damages the stored chunk that holds these bytes.
+fn damage(world: &World, content: &[u8]) {
+    let packs = run(
+        "find",
+        &[text(&world.program.repo().join("packs")), "-name", "*.pack"],
+    );
+    for pack in packs.lines() {
+        let mut bytes = std::fs::read(pack).unwrap();
+        let mut windows = bytes.windows(content.len());
+        if let Some(at) = windows.position(|window| window == content) {
+            bytes[at + content.len() / 2] ^= 1;
+            std::fs::write(pack, bytes).unwrap();
+            return;
+        }
+    }
+    panic!("that is in no pack");
+}
+
+#[test]
+fn what_is_damaged_ends_no_recovery_unless_it_is_given_up() {
+    let (world, point) = two_disks();
+    let expected = world.now();
+    let raw = |target: &str| std::fs::read(world.images.path(&expected[target])).unwrap();
+    let (vda, chunk) = (raw("vda"), 64 << 10);
+    damage(&world, &vda[5 << 20..][..64]);
+    // While the guest runs, and while it is off.
+    for is_off in [false, true] {
+        let (clone, dir) = boot(&world, &point, &[]);
+        let (uuid, name) = (&clone.0, format!("{}-boot", world.machine.name));
+        if is_off {
+            run("virsh", &["destroy", uuid]);
+        }
+        let ran = world.program.run(&["boot", "--finish"]);
+        ran.refused(4, "vda: bytes 5242880 to 5308416 (64 KiB) cannot be read");
+        ran.refused(4, "--finish --salvage");
+        assert!(is_pinned(&world));
+
+        let ran = world
+            .program
+            .run(&["--json", "boot", "--finish", "--salvage"]);
+        ran.refused(3, "vda: bytes 5242880 to 5308416 (64 KiB) are lost");
+        let line = ran.line("recovered");
+        assert_eq!(line["lost"].as_array().unwrap().len(), 1, "{line}");
+        assert_eq!(line["lost"][0]["target"], "vda");
+        assert_eq!(line["lost"][0]["start"], 5 << 20);
+        assert_tidy(&world);
+        if !is_off {
+            kill_qemu(&name);
+        }
+        let list = std::fs::read_to_string(dir.join("lost-ranges.jsonl")).unwrap();
+        assert!(list.contains("\"start\":5242880,\"end\":5308416"), "{list}");
+        let mut left = vda.clone();
+        left[5 << 20..(5 << 20) + chunk].fill(0);
+        for (target, expected) in [("vda", left), ("vdb", raw("vdb"))] {
+            let (image, raw) = (dir.join(format!("{target}.qcow2")), world.path("expected"));
+            std::fs::write(&raw, expected).unwrap();
+            let words = ["compare", "-q", "-f", "qcow2", "-F", "raw"];
+            run(
+                "qemu-img",
+                &[&words[..], &[text(&image), text(&raw)]].concat(),
+            );
+        }
+        drop(clone);
+        std::fs::remove_dir_all(dir).unwrap();
+    }
+}
