@@ -4,6 +4,7 @@
 #![allow(clippy::unwrap_used, reason = "a failed unwrap is a failed test")]
 
 mod boot;
+mod boot_by_hand;
 mod boot_space;
 mod boot_trouble;
 mod cost;

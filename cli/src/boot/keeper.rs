@@ -47,13 +47,16 @@ const LONG_LIFE: Duration = Duration::from_secs(60);
 const TRIES_MAX: u32 = 20;
 
 /// Looks after a recovery until it ends, or until told to stop.
-pub(crate) fn keep(context: &Context, pin: &str) -> Result<()> {
+pub(crate) fn keep(context: &Context, pin: &str, same_host: bool) -> Result<()> {
     // From here on no terminal can end it. Fails where it leads a session already.
     let _ = rustix::process::setsid();
     let mut signals = Arriving::new([SIGTERM, SIGINT, SIGHUP, SIGUSR1])?;
-    let Some(pinned) = Pinned::of(&context.open_to_read()?, pin)? else {
+    let Some(mut pinned) = Pinned::of(&context.open_to_read()?, pin)? else {
         return Ok(());
     };
+    if same_host {
+        pinned.say_same_host()?;
+    }
     let path = pinned.recovery.keeper_file();
     let mut locked = None;
     for _ in 0..TRIES_MAX {
@@ -157,6 +160,8 @@ fn turn(context: &Context, pinned: &Pinned, cancel: &Cancel) -> Result<Turn> {
         return Ok(Turn::Idle);
     }
     finish::go_on(&mut machine, &mut work)?;
+    // Somebody else may have pulled a disk.
+    machine.lean_definition(pinned)?;
     if !pinned.recovery.pull && !work.is_moving {
         if server::is_serving(&pinned.recovery) {
             Waker::default().look(pinned, &mut machine, state)?;

@@ -1,5 +1,6 @@
 //! The domain of a recovery, as libvirt has it.
 
+use std::path::Path;
 use std::time::{Duration, Instant};
 
 use anyhow::{Context as _, Result, bail};
@@ -12,8 +13,8 @@ use virt::error::ErrorNumber;
 use virt::sys;
 use virtkeep_capture::{BlockJob, LibvirtError};
 
-use super::record::{Home, Recovery};
-use crate::define::backing::{self, Place, leaning_on, without_server};
+use super::record::{Pinned, Recovery};
+use crate::define::backing::{self, Backing, Place, leaning_on, without_server};
 use crate::output::shown;
 
 /// How long a daemon may take to come back.
@@ -71,12 +72,7 @@ pub(crate) struct Machine<'a> {
 impl<'a> Machine<'a> {
     /// Connects to its libvirt. The domain itself need not be there.
     pub(crate) fn connect(recovery: &'a Recovery) -> Result<Self> {
-        if recovery.home != Home::here() {
-            bail!(
-                "the recovery of {} belongs to another host or user: only there its guest can be seen",
-                shown(&recovery.domain)
-            );
-        }
+        recovery.home.check(recovery)?;
         virt::error::clear_error_callback();
         let connection = Connect::open(Some(&recovery.libvirt))
             .map_err(LibvirtError::from)
@@ -251,18 +247,42 @@ impl<'a> Machine<'a> {
         })
     }
 
+    /// Puts the server back into the definition where libvirt has taken it out, as it does at the end of a pull. But
+    /// the image is not proved complete then: should the host crash, a guest that is started by hand must still
+    /// read from the server what it lacks, or not start.
+    pub(crate) fn lean_definition(&mut self, pinned: &Pinned) -> Result<()> {
+        let recovery = self.recovery;
+        let wanted = recovery.disks.iter().map(|disk| {
+            let backing = Backing {
+                socket: recovery.socket_text(),
+                export: pinned.export(disk),
+            };
+            (&disk.target[..], &disk.overlay as &Path, backing)
+        });
+        let xml = self.xml(sys::VIR_DOMAIN_XML_INACTIVE)?;
+        match backing::with_server(&xml, &wanted.collect::<Vec<_>>())? {
+            Some(new) => self.define(&new, "with"),
+            None => Ok(()),
+        }
+    }
+
+    fn define(&self, xml: &str, how: &str) -> Result<()> {
+        let defined = self.connection.define_domain_xml(xml);
+        defined
+            .map(drop)
+            .map_err(LibvirtError::from)
+            .with_context(|| format!("libvirt does not accept the definition {how} the server"))
+    }
+
     /// Takes the server, and what was arranged for its absence, out of the definition.
     pub(crate) fn free_definition(&mut self) -> Result<()> {
         let xml = self.xml(sys::VIR_DOMAIN_XML_INACTIVE)?;
         let recovery = self.recovery;
         let new = without_server(&xml, &recovery.socket_text(), &recovery.policies())?;
-        if let Some(new) = new {
-            self.connection
-                .define_domain_xml(&new)
-                .map_err(LibvirtError::from)
-                .context("libvirt does not accept the definition without the server")?;
+        match new {
+            Some(new) => self.define(&new, "without"),
+            None => Ok(()),
         }
-        Ok(())
     }
 
     /// Ends the guest as a power cut does.

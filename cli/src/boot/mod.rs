@@ -9,7 +9,7 @@
 //! 3. The **server** ([`server`]), which serves the point, read-only, to QEMU alone ([`place`]).
 //! 4. The **domain**, defined, then started. From here on the overlays hold what exists nowhere else.
 //! 5. The **pull** ([`pull`]): QEMU copies what is not in an overlay yet, beneath the running guest, and
-//!    then forgets the server, as libvirt does in its definition.
+//!    then forgets the server. The definition still leads there, whatever libvirt does.
 //! 6. **Settling** ([`finish`]): QEMU is made to write out all that it still holds of the images, which
 //!    are then synced, and looked at: only if every byte is in them they stand on their own.
 //! 7. **Letting go**: the definition is freed of the server, the server ends, socket, lock and log go,

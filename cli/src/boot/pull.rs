@@ -57,6 +57,7 @@ pub(crate) fn pull(
     let mut moving: HashMap<String, Moving> = HashMap::new();
     let mut served: Option<Instant> = None;
     let mut waker = Waker::default();
+    let mut leaning = None;
     loop {
         if cancel.check().is_err() {
             return Ok(Outcome::Interrupted);
@@ -74,7 +75,7 @@ pub(crate) fn pull(
                 }
             }
         }
-        let looked = look(context, pinned, machine, &mut moving);
+        let looked = look(context, pinned, machine, &mut moving, &mut leaning);
         match looked {
             Ok(true) => return Ok(Outcome::Complete),
             Ok(false) => {}
@@ -100,8 +101,13 @@ fn look(
     pinned: &Pinned,
     machine: &mut Machine<'_>,
     moving: &mut HashMap<String, Moving>,
+    before: &mut Option<usize>,
 ) -> Result<bool> {
     let leaning = machine.leaning()?;
+    if *before != Some(leaning.len()) {
+        *before = Some(leaning.len());
+        machine.lean_definition(pinned)?;
+    }
     moving.retain(|target, _| leaning.contains(target));
     // One after the other: QEMU 10.0 has been seen to crash where a second job began beside the first.
     if let Some(target) = leaning.first() {

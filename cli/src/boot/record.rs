@@ -11,6 +11,7 @@ use anyhow::{Context as _, Result, anyhow, bail};
 use serde::{Deserialize, Serialize};
 use virtkeep_repo::{Pin, PinKind, PointId, Repository, UnixMillis};
 
+use super::claim::Claim;
 use crate::define::backing::Policies;
 use crate::exit::usage;
 use crate::output::shown;
@@ -62,6 +63,32 @@ impl Home {
             uid: rustix::process::geteuid().as_raw(),
         }
     }
+
+    /// An error that says what to do, unless this host and this user are it.
+    pub(super) fn check(&self, recovery: &Recovery) -> Result<()> {
+        self.check_user(recovery)?;
+        if *self != Self::here() {
+            bail!(
+                "the recovery of {} was begun on a host with another machine-id, and only there its guest can be \
+                 seen. If that is this one, and its machine-id has changed, say so: pass --same-host with --finish \
+                 or --abort",
+                shown(&recovery.domain)
+            );
+        }
+        Ok(())
+    }
+
+    fn check_user(&self, recovery: &Recovery) -> Result<()> {
+        if self.uid != Self::here().uid {
+            bail!(
+                "the recovery of {} was begun by another user, with the id {}, and only that one can see its guest: \
+                 run virtkeep as that user",
+                shown(&recovery.domain),
+                self.uid
+            );
+        }
+        Ok(())
+    }
 }
 
 /// A disk of a recovery.
@@ -88,6 +115,8 @@ pub(crate) struct Pinned {
     pub(crate) since: UnixMillis,
     /// What it consists of.
     pub(crate) recovery: Recovery,
+    /// Whether the user says that the host that began it is this one.
+    pub(crate) same_host: bool,
 }
 
 impl Pinned {
@@ -151,6 +180,21 @@ impl Pinned {
         }
     }
 
+    /// Takes it that this host, which has another machine-id now, began the recovery. Its images are here at least.
+    pub(crate) fn say_same_host(&mut self) -> Result<()> {
+        self.recovery.home.check_user(&self.recovery)?;
+        if !Claim::of(self).holds()? {
+            bail!(
+                "{} is not there, or not marked as that of the recovery of {}: it belongs to another host",
+                self.recovery.directory.display(),
+                shown(&self.recovery.domain)
+            );
+        }
+        self.recovery.home = Home::here();
+        self.same_host = true;
+        Ok(())
+    }
+
     /// The name of a disk's export.
     pub(super) fn export(&self, disk: &RecoveredDisk) -> String {
         export(self.point, &disk.target)
@@ -176,14 +220,6 @@ pub(super) fn export(point: PointId, target: &str) -> String {
     format!("{target}@{point}")
 }
 
-/// The same export by the name that the definition uses while the guest runs. libvirt, at the end of the pull,
-/// takes the server out of the definition only if it has the same names there as the guest. But the images
-/// are not proved complete then: should the host crash, a guest that is started by hand must still read what
-/// they lack from the server.
-pub(super) fn export_of_definition(export: &str) -> String {
-    format!("definition/{export}")
-}
-
 /// None of pins that others set.
 pub(crate) fn from_pin(name: String, pin: Pin) -> Option<Pinned> {
     let recovery = serde_json::from_value(pin.details?).ok()?;
@@ -192,6 +228,7 @@ pub(crate) fn from_pin(name: String, pin: Pin) -> Option<Pinned> {
         point: *pin.points.first()?,
         since: pin.created,
         recovery,
+        same_host: false,
     })
 }
 

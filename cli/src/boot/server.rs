@@ -177,6 +177,9 @@ fn start(context: &Context, pinned: &Pinned) -> Result<Child> {
         .open(&log)
         .with_context(|| format!("cannot open {}", log.display()))?;
     let mut command = this_program(context, &pinned.pin)?;
+    if pinned.same_host {
+        command.arg("--same-host");
+    }
     command
         .current_dir("/")
         .stdout(file.try_clone()?)
@@ -272,9 +275,7 @@ impl Serving<'_> {
             // Kept open: a client that comes back finds it as it was.
             let disk = of(target, catalog.open(&name)?);
             let export = record::export(self.point, target);
-            let of_definition = record::export_of_definition(&export);
-            exports = exports.with(export, Arc::clone(&disk));
-            exports = exports.with(of_definition, disk);
+            exports = exports.with(export, disk);
         }
         let listener = Listener::unix(self.socket)?;
         if let Some((user, group)) = self.qemu {

@@ -6,11 +6,11 @@ use anyhow::{Context as _, Result, bail};
 use virtkeep_repo::{Cancel, DiskOffset, ExtentState, FileRole, Point, Repository};
 
 use super::claim::Claim;
-use super::record::{Home, Pinned, RecoveredDisk, Recovery, export, export_of_definition};
+use super::record::{Home, Pinned, RecoveredDisk, Recovery, export};
 use super::work::Work;
 use super::{abort, overlay, place, server, space};
 use crate::context::Context;
-use crate::define::backing::{Backing, policies, with_exports, without_server};
+use crate::define::backing::{Backing, policies, without_server};
 use crate::define::{As, Definer, Rewritten, domain_xml, has_nvram, is_moved, utf8};
 use crate::output::shown;
 use crate::restore::directory::{Format, Restored, RestoredFile, RestoredImage, make_readable};
@@ -168,14 +168,8 @@ impl Start<'_> {
             served
         })?;
         cancel.check()?;
-        let later = with_exports(
-            &rewritten.xml,
-            &recovery.socket_text(),
-            export_of_definition,
-        )?;
         let defined = definer.define_rewritten(rewritten)?;
         defined.start()?;
-        definer.define_again(&later)?;
         Ok(defined.notes)
     }
 

@@ -84,6 +84,10 @@ pub(crate) struct Args {
     #[arg(long, group = "action", conflicts_with_all = ["identity", "to", "no_pull", "network"])]
     abort: bool,
 
+    /// With --finish and --abort: this host began the recovery, though its machine-id has changed since
+    #[arg(long, requires = "action", conflicts_with = "status")]
+    same_host: bool,
+
     /// Abort without asking
     #[arg(long, requires = "abort")]
     yes: bool,
@@ -156,12 +160,12 @@ pub(super) fn run(args: &Args, context: &Context) -> Result<Exit> {
     }
     if args.finish {
         let cancel = signals::cancel_in_order("leaving the recovery to itself")?;
-        let (pinned, work) = take(&repo, what)?;
+        let (pinned, work) = take(&repo, what, args.same_host)?;
         return bring_to_end(context, &repo, &pinned, work, args.salvage, &cancel);
     }
     if args.abort {
         confirm(&Pinned::find(&repo, what)?, args.yes)?;
-        let (pinned, work) = take(&repo, what)?;
+        let (pinned, work) = take(&repo, what, args.same_host)?;
         abort::abort(&repo, &pinned, work)?;
         let name = shown(&pinned.recovery.domain);
         let text = format!("{name} and all that was made for it is gone");
@@ -173,14 +177,17 @@ pub(super) fn run(args: &Args, context: &Context) -> Result<Exit> {
 }
 
 /// The recovery that is meant, and the right to work on it.
-fn take(repo: &Repository, what: Option<&str>) -> Result<(Pinned, Work)> {
-    let pinned = Pinned::find(repo, what)?;
+fn take(repo: &Repository, what: Option<&str>, same_host: bool) -> Result<(Pinned, Work)> {
+    let mut pinned = Pinned::find(repo, what)?;
+    if same_host {
+        pinned.say_same_host()?;
+    }
     Machine::connect(&pinned.recovery)?;
     place::make_socket_directory(&pinned.recovery.socket)?;
     let work = Work::take(&pinned.recovery)?;
     // Whoever had it before may have ended it.
     match Pinned::of(repo, &pinned.pin)? {
-        Some(pinned) => Ok((pinned, work)),
+        Some(_) => Ok((pinned, work)),
         None => {
             work.end()?;
             bail!(

@@ -15,12 +15,16 @@ pub(crate) struct Args {
     /// Serve for the keeper, this process, instead of being it
     #[arg(long, value_name = "PROCESS")]
     serve: Option<i32>,
+
+    /// As said to `boot`
+    #[arg(long)]
+    same_host: bool,
 }
 
 pub(super) fn run(args: &Args, context: &Context) -> Result<Exit> {
     match args.serve {
         Some(keeper) => server::serve(context, &args.pin, keeper)?,
-        None => keeper::keep(context, &args.pin)?,
+        None => keeper::keep(context, &args.pin, args.same_host)?,
     }
     Ok(Exit::Done)
 }

@@ -3,7 +3,9 @@
 //!
 //! A disk of a recovery is an overlay whose backing image is an export on a unix socket. While it is,
 //! a server that is gone must not reach the guest as an I/O error: QEMU waits for it a little
-//! ([`RECONNECT_SECONDS`]), then stands the guest still (policy `stop`) until it is resumed.
+//! ([`RECONNECT_SECONDS`]), then stands the guest still (policy `stop`) until it is resumed. And what the guest
+//! has flushed must outlive a crash of the host, even of a guest that did not care before (`cache='unsafe'`):
+//! it may be the only copy.
 
 use std::path::Path;
 
@@ -20,6 +22,10 @@ const RECONNECT_SECONDS: u32 = 20;
 /// The attributes of a disk's `<driver>` that say what becomes of errors.
 const POLICIES: [&str; 2] = ["error_policy", "rerror_policy"];
 
+/// The attribute that says what becomes of flushes, and its value when nothing does.
+const CACHE: &str = "cache";
+const UNSAFE: &str = "unsafe";
+
 /// An export that a disk reads from where it holds nothing itself.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub(crate) struct Backing {
@@ -29,9 +35,14 @@ pub(crate) struct Backing {
     pub(crate) export: String,
 }
 
-/// What the definition of a disk says about errors by itself, in the order of [`POLICIES`].
+/// What the definition of a disk says by itself.
 #[derive(Clone, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
-pub(crate) struct Policies([Option<String>; 2]);
+pub(crate) struct Policies {
+    /// About errors, in the order of [`POLICIES`].
+    errors: [Option<String>; 2],
+    /// Whether flushes are left out.
+    unsafe_cache: bool,
+}
 
 impl Backing {
     /// The child element of `<disk>`.
@@ -50,6 +61,9 @@ impl Backing {
         for name in POLICIES {
             splices.set_attribute(driver, name, "stop");
         }
+        if driver.attribute(CACHE) == Some(UNSAFE) {
+            splices.remove_attribute(driver, CACHE);
+        }
     }
 
     /// The same for a disk without `<driver>`.
@@ -64,8 +78,11 @@ pub(crate) fn policies(xml: &str) -> Result<Vec<(String, Policies)>, RewriteErro
     let policies = disks(&document).map(|disk| {
         let driver = child(disk, "driver");
         let of = |name| driver.and_then(|driver| driver.attribute(name));
-        let policies = POLICIES.map(|name| of(name).map(str::to_owned));
-        (target(disk).to_owned(), Policies(policies))
+        let policies = Policies {
+            errors: POLICIES.map(|name| of(name).map(str::to_owned)),
+            unsafe_cache: of(CACHE) == Some(UNSAFE),
+        };
+        (target(disk).to_owned(), policies)
     });
     Ok(policies.collect())
 }
@@ -77,22 +94,30 @@ pub(crate) fn leaning_on(xml: &str, socket: &str) -> Result<Vec<String>, Rewrite
     Ok(leaning.map(|disk| target(disk).to_owned()).collect())
 }
 
-/// The definition with the exports on `socket` under other names.
-pub(crate) fn with_exports(
+/// The definition in which the images of `wanted`, by target and path, read from the server again where they do
+/// not any more. None where nothing has to change.
+pub(crate) fn with_server(
     xml: &str,
-    socket: &str,
-    name: impl Fn(&str) -> String,
-) -> Result<String, RewriteError> {
+    wanted: &[(&str, &Path, Backing)],
+) -> Result<Option<String>, RewriteError> {
     let document = parse(xml)?;
     let mut splices = Splices::new(xml);
     for disk in disks(&document) {
-        let source = served(disk, socket).and_then(|node| child(node, "source"));
-        if let Some(source) = source {
-            let old = source.attribute("name").unwrap_or("");
-            splices.set_attribute(source, "name", &name(old));
+        let Some((_, path, backing)) = wanted.iter().find(|(name, ..)| *name == target(disk))
+        else {
+            continue;
+        };
+        let source = child(disk, "source").and_then(|source| source.attribute("file"));
+        if source.map(Path::new) != Some(path) || served(disk, &backing.socket).is_some() {
+            continue;
+        }
+        match child(disk, "backingStore") {
+            Some(old) => splices.replace_element(old, backing.element()),
+            None => splices.insert_children(disk, &backing.element()),
         }
     }
-    Ok(splices.finish())
+    let new = splices.finish();
+    Ok((new != xml).then_some(new))
 }
 
 /// Where an image is in the chains of a domain.
@@ -141,7 +166,10 @@ pub(crate) fn without_server(
         let (Some((_, own)), Some(driver)) = (own, child(disk, "driver")) else {
             continue;
         };
-        for (name, own) in POLICIES.into_iter().zip(&own.0) {
+        if own.unsafe_cache && driver.attribute(CACHE).is_none() {
+            splices.set_attribute(driver, CACHE, UNSAFE);
+        }
+        for (name, own) in POLICIES.into_iter().zip(&own.errors) {
             match (driver.attribute(name), own) {
                 // Somebody has chosen another since.
                 (Some("stop"), Some(own)) => splices.set_attribute(driver, name, own),
@@ -195,14 +223,19 @@ mod tests {
     fn a_server_is_found_at_any_depth_and_taken_out_again() {
         assert_eq!(leaning_on(XML, "/run/s").unwrap(), ["vda"]);
         assert!(leaning_on(XML, "/run/other").unwrap().is_empty());
-        let own = Policies([Some("report".to_owned()), None]);
+        let own = Policies {
+            errors: [Some("report".to_owned()), None],
+            unsafe_cache: true,
+        };
         let original = [
             ("vda".to_owned(), own),
             ("vdb".to_owned(), Policies::default()),
         ];
         let new = without_server(XML, "/run/s", &original).unwrap().unwrap();
         assert!(
-            new.contains("<driver name='qemu' error_policy='report'/><source file='/v/vda'/>"),
+            new.contains(
+                "<driver cache='unsafe' name='qemu' error_policy='report'/><source file='/v/vda'/>"
+            ),
             "{new}"
         );
         let chain = "<source file='/v/base'/><backingStore/></backingStore>";
@@ -211,10 +244,27 @@ mod tests {
     }
 
     #[test]
-    fn exports_can_be_called_differently() {
-        let new = with_exports(XML, "/run/s", |name| format!("other/{name}")).unwrap();
-        assert!(new.contains("protocol='nbd' name='other/vda'>"), "{new}");
-        assert_eq!(with_exports(XML, "/run/t", |_| String::new()).unwrap(), XML);
+    fn a_server_that_was_taken_out_is_put_back_beneath_the_image_that_needs_it() {
+        let backing = Backing {
+            socket: "/run/s".to_owned(),
+            export: "vdb".to_owned(),
+        };
+        let xml = "<domain><devices><disk><source file='/v/vdb'/><target dev='vdb'/></disk></devices></domain>";
+        let wanted = [("vdb", Path::new("/v/vdb"), backing.clone())];
+        let new = with_server(xml, &wanted).unwrap().unwrap();
+        assert_eq!(leaning_on(&new, "/run/s").unwrap(), ["vdb"]);
+        assert_eq!(with_server(&new, &wanted).unwrap(), None);
+        let none = xml.replace("/>", "/><backingStore/>");
+        let none = none.replacen(
+            "<target dev='vdb'/><backingStore/>",
+            "<target dev='vdb'/>",
+            1,
+        );
+        let new = with_server(&none, &wanted).unwrap().unwrap();
+        assert_eq!(new.matches("<backingStore").count(), 2, "{new}");
+        // Above a snapshot it is not.
+        let other = [("vdb", Path::new("/v/other"), backing)];
+        assert_eq!(with_server(xml, &other).unwrap(), None);
     }
 
     #[test]
@@ -232,8 +282,15 @@ mod tests {
     fn what_a_definition_says_about_errors_is_known_again() {
         let found = policies(XML).unwrap();
         let stop = Some("stop".to_owned());
-        assert_eq!(found[0], ("vda".to_owned(), Policies([stop.clone(), stop])));
-        let report = Policies([Some("report".to_owned()), None]);
+        let both = Policies {
+            errors: [stop.clone(), stop],
+            unsafe_cache: false,
+        };
+        assert_eq!(found[0], ("vda".to_owned(), both));
+        let report = Policies {
+            errors: [Some("report".to_owned()), None],
+            unsafe_cache: false,
+        };
         assert_eq!(found[1], ("vdb".to_owned(), report));
     }
 }

@@ -154,15 +154,6 @@ impl Definer {
         })
     }
 
-    /// Gives a domain that runs another definition, for its next start.
-    pub(crate) fn define_again(&self, xml: &str) -> Result<()> {
-        let defined = self.connection.define_domain_xml(xml);
-        defined
-            .map(drop)
-            .map_err(LibvirtError::from)
-            .context("libvirt does not accept the definition a second time")
-    }
-
     /// The definition of the domain on what was restored.
     pub(crate) fn rewritten(&self, restored: &Restored) -> Result<Rewritten> {
         let xml = domain_xml(&restored.files)?;
