@@ -132,7 +132,7 @@ fn a_guest_runs_at_once_and_keeps_what_it_writes_while_its_data_moves_in() {
     kill(&servers(&world.program));
     in_guest(
         uuid,
-        "(dd if=/dev/vda of=/dev/null bs=1M skip=60 &) >/dev/null 2>&1",
+        "(sleep 3; dd if=/dev/vda of=/dev/null bs=1M skip=60) >/dev/null 2>&1 &",
     );
     wait_until("QEMU has paused the guest", || {
         run("virsh", &["domstate", uuid]).trim() == "paused"

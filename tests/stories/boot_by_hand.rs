@@ -134,6 +134,22 @@ fn a_point_is_whole_to_its_recovery_while_others_are_forgotten_and_pruned() {
 }
 
 #[test]
+fn a_disk_that_may_lose_what_was_flushed_does_not_while_it_is_recovered() {
+    let (world, _) = two_disks();
+    let machine = &world.machine;
+    let xml = machine.virsh("dumpxml", &["--inactive"]);
+    let is_unsafe = "<driver name='qemu' cache='unsafe' ";
+    machine.define_xml(&xml.replace("<driver name='qemu' ", is_unsafe));
+    let point = world.program.backup(&machine.uuid, &[]);
+    let (clone, _) = boot(&world, id(&point), &[]);
+    let xml = |words: &[&str]| run("virsh", &[&["dumpxml", &clone.0], words].concat());
+    assert!(!xml(&[]).contains("unsafe") && !xml(&["--inactive"]).contains("unsafe"));
+    world.program.ok(&["boot", "--finish"]);
+    assert_over(&world, &clone.0);
+    assert_eq!(xml(&["--inactive"]).matches("cache='unsafe'").count(), 2);
+}
+
+#[test]
 fn a_recovery_is_not_lost_when_its_host_gets_another_machine_id() {
     let (world, point) = two_disks();
     let expected = world.now();

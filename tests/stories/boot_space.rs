@@ -94,7 +94,7 @@ fn a_guest_without_space_for_its_writes_stands_still_until_there_is_some() {
     wait_for_agent(uuid);
     in_guest(
         uuid,
-        "(dd if=/dev/urandom of=/disks/vda/big bs=1M count=60 >/dev/null 2>&1 &)",
+        "(sleep 3; dd if=/dev/urandom of=/disks/vda/big bs=1M count=60) >/dev/null 2>&1 &",
     );
     wait_until("no space is left", || {
         status(&world.program)["state"] == "no-space"

@@ -8,6 +8,7 @@ use virtkeep_tests::{DiskSpec, MIB, Machine, run, text, wait_until};
 use crate::boot::{
     assert_over, assert_tidy, boot, is_pinned, kill, kill_qemu, servers, status, two_disks,
 };
+use crate::guest::{booted, in_guest, wait_for_agent};
 use crate::world::{World, id, unique_name};
 
 /// A domain with a disk so large that the pull takes its time.
@@ -134,6 +135,8 @@ fn what_is_damaged_ends_no_recovery_unless_it_is_given_up() {
         }
         let list = std::fs::read_to_string(dir.join("lost-ranges.jsonl")).unwrap();
         assert!(list.contains("\"start\":5242880,\"end\":5308416"), "{list}");
+        let again = ["boot", &point, "--to", text(&dir), "--name", "another"];
+        world.program.run(&again).refused(1, "already exists");
         let mut left = vda.clone();
         left[5 << 20..(5 << 20) + chunk].fill(0);
         for (target, expected) in [("vda", left), ("vdb", raw("vdb"))] {
@@ -148,4 +151,39 @@ fn what_is_damaged_ends_no_recovery_unless_it_is_given_up() {
         drop(clone);
         std::fs::remove_dir_all(dir).unwrap();
     }
+}
+
+#[test]
+fn a_guest_that_reads_what_is_damaged_waits_until_that_is_given_up() {
+    let world = booted(&[]);
+    let machine = &world.machine;
+    let make = "dd if=/dev/urandom of=/disks/vda/file bs=64k count=16 2>&1; sync";
+    in_guest(&machine.uuid, make);
+    let show = "dd if=/disks/vda/file bs=1 count=64 2>/dev/null | od -An -v -tx1";
+    let digits = in_guest(&machine.uuid, show);
+    let bytes = digits
+        .split_whitespace()
+        .map(|digits| u8::from_str_radix(digits, 16).unwrap());
+    let content: Vec<u8> = bytes.collect();
+    let point = world.back_up(&[]);
+    machine.power_off();
+    damage(&world, &content);
+
+    let (clone, dir) = boot(&world, id(&point), &[]);
+    let uuid = &clone.0;
+    wait_for_agent(uuid);
+    in_guest(uuid, "(sleep 3; cat /disks/vda/file) >/dev/null 2>&1 &");
+    wait_until("it is told why the guest waits", || {
+        let seen = status(&world.program);
+        let told = seen["troubles"][0].as_str().unwrap_or_default();
+        seen["state"] == "waiting" && told.contains("cannot be read from the repository")
+    });
+    let ran = world
+        .program
+        .run(&["--json", "boot", "--finish", "--salvage"]);
+    ran.refused(3, "are lost");
+    assert_eq!(ran.line("recovered")["lost"].as_array().unwrap().len(), 1);
+    wait_for_agent(uuid);
+    assert_tidy(&world);
+    assert!(dir.join("lost-ranges.jsonl").exists());
 }

@@ -22,6 +22,7 @@ use signal_hook::consts::{SIGHUP, SIGINT, SIGTERM, SIGUSR1};
 use signal_hook::iterator::Signals as Arriving;
 use virtkeep_repo::{Cancel, Repository};
 
+use super::damage::Unreadable;
 use super::finish::{self, Complete};
 use super::machine::{Machine, State};
 use super::record::Pinned;
@@ -38,6 +39,9 @@ const TURN: Duration = Duration::from_secs(1);
 const STAND_BACK: Duration = Duration::from_secs(5);
 /// How long to wait after something went wrong.
 const AFTER_TROUBLE: Duration = Duration::from_secs(10);
+/// The same where stored bytes are damaged, which takes somebody to mend them: to try again may mean to go over
+/// a whole disk.
+const AFTER_DAMAGE: Duration = Duration::from_secs(300);
 /// How long to wait before another server is started.
 const PAUSE_MIN: Duration = Duration::from_millis(100);
 const PAUSE_MAX: Duration = Duration::from_secs(5);
@@ -138,7 +142,11 @@ fn work(context: &Context, pinned: &Pinned, asked: &Asked, troubles: &Troubles<'
             Ok(Turn::Idle) => troubles.set(About::Work, None),
             Ok(Turn::Busy) => {}
             Err(error) => {
-                next = Instant::now() + AFTER_TROUBLE;
+                let pause = match error.is::<Unreadable>() {
+                    true => AFTER_DAMAGE,
+                    false => AFTER_TROUBLE,
+                };
+                next = Instant::now() + pause;
                 troubles.set(About::Work, Some(format!("{error:#}")));
             }
         }

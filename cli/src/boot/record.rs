@@ -250,7 +250,7 @@ impl Recovery {
 
     /// The list of what was given up, if lost bytes are.
     pub(crate) fn lost_ranges(&self) -> PathBuf {
-        self.directory.join("lost-ranges.jsonl")
+        lost_ranges(&self.directory)
     }
 
     /// What the server has to say.
@@ -275,6 +275,11 @@ impl Recovery {
             .map(|disk| (disk.target.clone(), disk.policies.clone()))
             .collect()
     }
+}
+
+/// Where the list of what was given up is, of a recovery to this directory.
+pub(super) fn lost_ranges(directory: &Path) -> PathBuf {
+    directory.join("lost-ranges.jsonl")
 }
 
 fn beside(socket: &Path, kind: &str) -> PathBuf {

@@ -6,7 +6,7 @@ use anyhow::{Context as _, Result, bail};
 use virtkeep_repo::{Cancel, DiskOffset, ExtentState, FileRole, Point, Repository};
 
 use super::claim::Claim;
-use super::record::{Home, Pinned, RecoveredDisk, Recovery, export};
+use super::record::{Home, Pinned, RecoveredDisk, Recovery, export, lost_ranges};
 use super::work::Work;
 use super::{abort, overlay, place, server, space};
 use crate::context::Context;
@@ -216,7 +216,9 @@ impl Start<'_> {
 fn check_free(plan: &Restored) -> Result<()> {
     let images = plan.disks.iter().map(|disk| &disk.path);
     let files = plan.files.iter().filter(|file| is_moved(file));
-    for path in images.chain(files.map(|file| &file.path)) {
+    // What an earlier recovery had to give up, which this one has not.
+    let list = lost_ranges(&plan.directory);
+    for path in images.chain(files.map(|file| &file.path)).chain([&list]) {
         if path.symlink_metadata().is_ok() {
             bail!(
                 "{} already exists: name another directory with --to",
