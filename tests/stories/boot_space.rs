@@ -4,7 +4,7 @@ use std::path::PathBuf;
 
 use virtkeep_tests::{MIB, run, text, wait_until};
 
-use crate::boot::{assert_over, boot, kill_qemu, status};
+use crate::boot::{assert_over, boot, is_pinned, kill_qemu, servers, status};
 use crate::boot_trouble::{compare, has_job, large};
 use crate::guest::{assert_all_right, booted, in_guest, wait_for_agent};
 use crate::world::{World, id};
@@ -48,6 +48,12 @@ fn write(uuid: &str, start: u64, len: u64) {
     assert!(said.trim().is_empty(), "{said}");
 }
 
+fn assert_ends_by_itself(world: &World, uuid: &str) {
+    wait_until("it has ended", || !is_pinned(world));
+    wait_until("nobody serves", || servers(&world.program).is_empty());
+    assert_over(world, uuid);
+}
+
 #[test]
 fn the_pull_stops_before_it_takes_the_space_that_the_guest_needs() {
     let world = large();
@@ -74,8 +80,7 @@ fn the_pull_stops_before_it_takes_the_space_that_the_guest_needs() {
     write(uuid, 4 * MIB, 300 * 1024);
 
     disk.resize(2200);
-    world.program.ok(&finish);
-    assert_over(&world, uuid);
+    assert_ends_by_itself(&world, uuid);
     kill_qemu(&format!("{}-boot", machine.name));
     let original = &machine.disks()[0].1;
     let written = "write -q -P 0x77 4M 300k";
@@ -109,8 +114,7 @@ fn a_guest_without_space_for_its_writes_stands_still_until_there_is_some() {
     );
 
     disk.resize(3000);
-    world.program.ok(&finish);
-    assert_over(&world, uuid);
+    assert_ends_by_itself(&world, uuid);
     wait_until("all has been written", || {
         in_guest(uuid, "pidof dd || true").trim().is_empty()
     });
