@@ -192,3 +192,41 @@ fn a_guest_that_reads_what_is_damaged_waits_until_that_is_given_up() {
     assert_tidy(&world);
     assert!(dir.join("lost-ranges.jsonl").exists());
 }
+
+#[test]
+fn a_recovery_from_a_point_without_any_manifest_keeps_at_least_what_its_guest_wrote() {
+    let (world, point) = two_disks();
+    let (clone, dir) = boot(&world, &point, &[]);
+    run("virsh", &["destroy", &clone.0]);
+    let overlay = dir.join("vda.qcow2");
+    let written = "write -q -P 0x77 4000k 100k";
+    run("qemu-io", &["-f", "qcow2", "-c", written, text(&overlay)]);
+    kill(&servers(&world.program));
+    wait_until("nobody serves", || servers(&world.program).is_empty());
+    // The small pack is the one without data.
+    let packs = run(
+        "find",
+        &[text(&world.program.repo().join("packs")), "-name", "*.pack"],
+    );
+    let small = packs
+        .lines()
+        .min_by_key(|pack| std::fs::metadata(pack).unwrap().len());
+    let mut bytes = std::fs::read(small.unwrap()).unwrap();
+    bytes.iter_mut().skip(64).for_each(|byte| *byte ^= 1);
+    std::fs::write(small.unwrap(), bytes).unwrap();
+
+    let ran = world.program.run(&["boot", "--finish"]);
+    ran.refused(1, "--finish --salvage");
+    let ran = world
+        .program
+        .run(&["--json", "boot", "--finish", "--salvage"]);
+    ran.refused(3, "vda: bytes 0 to 67108864 (64 MiB) are lost");
+    ran.refused(3, "vdb: bytes 0 to 41943552 (40 MiB) are lost");
+    assert_tidy(&world);
+    for read in ["read -q -P 0x77 4000k 100k", "read -q -P 0 5M 50M"] {
+        run(
+            "qemu-io",
+            &["-f", "qcow2", "-r", "-c", read, text(&overlay)],
+        );
+    }
+}

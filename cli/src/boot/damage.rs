@@ -15,8 +15,8 @@ use std::ops::Range;
 use std::path::PathBuf;
 use std::sync::{Arc, Mutex, OnceLock, PoisonError};
 
-use anyhow::{Context as _, Result};
-use nbd_server::{BlockSizes, ErrorCode, Export, ExportError, Extents, Features, Holes};
+use anyhow::{Context as _, Result, ensure};
+use nbd_server::{BlockSizes, ErrorCode, Export, ExportError, Extents, Features, Holes, OpenError};
 use serde::{Deserialize, Serialize};
 use virtkeep_repo::{DiskOffset, DiskReader, Error, PointId, Repository};
 
@@ -177,32 +177,60 @@ pub(super) struct Fragile {
 }
 
 impl Fragile {
-    /// The disk `target` of a point, which `disk` serves as long as nothing is wrong with it.
-    pub(super) fn new(
-        disk: Arc<dyn Export>,
+    /// The disk `target` of a point, which `served` serves as long as nothing is wrong with it. Where it could not
+    /// even be opened, what can be read without its root record, if it is to be given up.
+    pub(super) fn open(
+        served: Result<Arc<dyn Export>, OpenError>,
         target: &str,
         point: PointId,
         repo: &Arc<Repository>,
         ledger: &Arc<Ledger>,
-    ) -> Self {
-        Self {
+    ) -> Result<Self> {
+        let (is_open, disk): (_, Arc<dyn Export>) = match served {
+            Ok(disk) => (Ok(()), disk),
+            Err(error) => (
+                Err(error),
+                Arc::new(Bare(open_to_salvage(repo, point, target)?)),
+            ),
+        };
+        let fragile = Self {
             disk,
             target: target.to_owned(),
             point,
             repo: Arc::clone(repo),
             ledger: Arc::clone(ledger),
             reader: OnceLock::new(),
+        };
+        if let Err(error) = is_open {
+            let lost: Vec<_> = fragile.reader()?.losses();
+            let Some(first) = lost.first() else {
+                return Err(error.into());
+            };
+            ensure!(
+                ledger.is_salvaging(),
+                "all of {} is lost: {}. A recovery that is under way can be finished without it: \
+                 `virtkeep boot --finish --salvage`",
+                shown(target),
+                first.why
+            );
+            let lost = lost.into_iter().map(|loss| Lost {
+                target: target.to_owned(),
+                start: loss.range.start,
+                end: loss.range.end,
+                message: loss.why,
+            });
+            ledger
+                .give_up(lost.collect())
+                .context("cannot write down what is lost")?;
         }
+        Ok(fragile)
     }
 
     fn reader(&self) -> Result<&DiskReader> {
         if let Some(reader) = self.reader.get() {
             return Ok(reader);
         }
-        let point = self.repo.point(self.point)?;
-        let disk = point.disks.iter().find(|disk| disk.target == self.target);
-        let disk = disk.context("the point has no such disk")?;
-        let reader = self.repo.salvage_disk(&point, disk)?;
+        let reader = open_to_salvage(&self.repo, self.point, &self.target)?;
         Ok(self.reader.get_or_init(|| reader))
     }
 
@@ -305,6 +333,27 @@ impl Export for Fragile {
             extents.push(length, 0);
         }
         Ok(())
+    }
+}
+
+fn open_to_salvage(repo: &Repository, point: PointId, target: &str) -> Result<DiskReader> {
+    let point = repo.point(point)?;
+    let disk = point.disks.iter().find(|disk| disk.target == target);
+    let disk = disk.context("the point has no such disk")?;
+    Ok(repo.salvage_disk(&point, disk)?)
+}
+
+/// What is left of a disk without its root record.
+struct Bare(DiskReader);
+
+impl Export for Bare {
+    fn size(&self) -> u64 {
+        self.0.size().0
+    }
+
+    fn read(&self, offset: u64, buffer: &mut [u8]) -> Result<(), ExportError> {
+        let read = self.0.read_at(DiskOffset(offset), buffer);
+        read.map_err(|error| ExportError::new(ErrorCode::Io, error.to_string()))
     }
 }
 

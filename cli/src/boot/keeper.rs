@@ -336,7 +336,7 @@ impl<'a> Lower<'a> {
             Some(_) => server::last_line(&self.pinned.recovery.log()),
             None => status.to_string(),
         };
-        let trouble = format!("the server has ended, and is started again: {why}");
+        let trouble = format!("{}: {why}", server::ENDED);
         self.troubles.set(About::Server, Some(trouble));
         if self.since.elapsed() > LONG_LIFE {
             self.pause = Duration::ZERO;

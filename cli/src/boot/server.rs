@@ -16,7 +16,7 @@ use std::sync::Arc;
 use std::time::{Duration, Instant};
 
 use anyhow::{Context as _, Result, bail};
-use nbd_server::{Export, ExportMap, Exports, Listener, Running, Server};
+use nbd_server::{Export, ExportMap, Exports, Listener, OpenError, Running, Server};
 use rustix::process::{Pid, Signal, getppid};
 use virtkeep_repo::{PointId, Repository};
 
@@ -34,6 +34,10 @@ pub(crate) const WORD: &str = "boot-server";
 
 /// How long a server may take to answer, or to end.
 const PATIENCE: Duration = Duration::from_secs(60);
+/// How long one may that has ended before, and is started again: its keeper may pause before that.
+const PATIENCE_MIN: Duration = Duration::from_secs(15);
+/// What its keeper says of such a one begins with this.
+pub(super) const ENDED: &str = "the server has ended, and is started again";
 const LOOK_AGAIN: Duration = Duration::from_millis(10);
 /// How long requests that have arrived may take once the server was asked to end.
 const GRACE: Duration = Duration::from_secs(10);
@@ -61,7 +65,7 @@ pub(crate) fn ensure_within(
     let recovery = &pinned.recovery;
     place::make_socket_directory(&recovery.socket)?;
     let mut started = None;
-    let deadline = Instant::now() + patience;
+    let began = Instant::now();
     loop {
         let keeper = keeper(recovery)?;
         if let Some(keeper) = &keeper
@@ -75,7 +79,13 @@ pub(crate) fn ensure_within(
         if keeper.is_some() && is_serving(recovery) {
             return Ok(started.is_some());
         }
-        if Instant::now() > deadline {
+        let ends_again_and_again = |keeper: &Keeper| {
+            let mut troubles = keeper.troubles.iter();
+            troubles.any(|trouble| trouble.starts_with(ENDED))
+        };
+        let hopeless =
+            began.elapsed() > PATIENCE_MIN && keeper.as_ref().is_some_and(ends_again_and_again);
+        if hopeless || began.elapsed() > patience {
             let troubles = keeper.map(|keeper| keeper.troubles.join("; "));
             bail!(
                 "the server does not answer: {}",
@@ -232,8 +242,9 @@ pub(crate) fn serve(context: &Context, pin: &str, keeper: i32) -> Result<()> {
         socket: &recovery.socket,
         qemu: recovery.qemu,
     }
-    .start_with(context, |target, disk| {
-        Arc::new(Fragile::new(disk, target, pinned.point, &to_mend, &ledger))
+    .start_with(context, |target, served| {
+        let disk = Fragile::open(served, target, pinned.point, &to_mend, &ledger)?;
+        Ok(Arc::new(disk))
     })?;
     signals.wait();
     server.stop(GRACE)?;
@@ -253,14 +264,14 @@ pub(super) struct Serving<'a> {
 impl Serving<'_> {
     /// Starts serving.
     pub(super) fn start(self, context: &Context) -> Result<Running> {
-        self.start_with(context, |_, disk| disk)
+        self.start_with(context, |_, served| Ok(served?))
     }
 
     /// Starts serving what `of` makes of each disk, by its target.
     fn start_with(
         self,
         context: &Context,
-        of: impl Fn(&str, Arc<dyn Export>) -> Arc<dyn Export>,
+        of: impl Fn(&str, Result<Arc<dyn Export>, OpenError>) -> Result<Arc<dyn Export>>,
     ) -> Result<Running> {
         let (zone, reporter) = (context.zone.clone(), context.reporter.clone());
         let domain = self.repo.point(self.point)?.domain.uuid;
@@ -273,7 +284,7 @@ impl Serving<'_> {
         let mut exports = ExportMap::new();
         for (target, name) in self.targets.iter().zip(names) {
             // Kept open: a client that comes back finds it as it was.
-            let disk = of(target, catalog.open(&name)?);
+            let disk = of(target, catalog.open(&name))?;
             let export = record::export(self.point, target);
             exports = exports.with(export, disk);
         }
