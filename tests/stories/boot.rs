@@ -483,7 +483,8 @@ fn a_test_boot_is_noted_with_the_point_and_leaves_nothing() {
     );
 
     let names = run("virsh", &["list", "--all", "--name"]);
-    assert!(!names.contains("-test-"), "{names}");
+    let tried = format!("{}-test-", world.machine.name);
+    assert!(!names.contains(&tried), "{names}");
     let shown = world
         .program
         .ok(&["--json", "show", id(&point)])

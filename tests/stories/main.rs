@@ -11,5 +11,6 @@ mod cost;
 mod guest;
 mod moment;
 mod names;
+mod trial;
 mod trouble;
 mod world;

@@ -40,6 +40,16 @@ pub(crate) fn usual_directory(domain: &str) -> PathBuf {
 
 /// The socket of the recovery of a domain.
 pub(crate) fn socket(domain: &str, uuid: DomainUuid) -> PathBuf {
+    socket_by_name(domain).unwrap_or_else(|| socket_directory().join(format!("{uuid}.sock")))
+}
+
+/// The socket by whose name AppArmor lets the domain use it, unless the name is too long.
+fn socket_by_name(domain: &str) -> Option<PathBuf> {
+    let path = socket_directory().join(format!("nbd.tunnelmigrate.dest.{domain}"));
+    (path.as_os_str().len() <= SOCKET_PATH_MAX).then_some(path)
+}
+
+fn socket_directory() -> PathBuf {
     let user = rustix::process::geteuid();
     let run = if user.is_root() {
         PathBuf::from("/run/libvirt")
@@ -48,12 +58,17 @@ pub(crate) fn socket(domain: &str, uuid: DomainUuid) -> PathBuf {
         own.filter(|dir| dir.is_dir())
             .unwrap_or_else(|| shared_directory(user.as_raw()))
     };
-    let dir = run.join("virtkeep");
-    let path = dir.join(format!("nbd.tunnelmigrate.dest.{domain}"));
-    if path.as_os_str().len() <= SOCKET_PATH_MAX {
-        path
-    } else {
-        dir.join(format!("{uuid}.sock"))
+    run.join("virtkeep")
+}
+
+/// The name of a domain made of another one's, which is cut as far as its socket needs it.
+pub(crate) fn name_with_socket(name: &str, suffix: &str) -> String {
+    let mut name = name.to_owned();
+    loop {
+        let whole = format!("{name}{suffix}");
+        if socket_by_name(&whole).is_some() || name.pop().is_none() {
+            return whole;
+        }
     }
 }
 
@@ -158,5 +173,13 @@ mod tests {
         assert!(socket("web1", uuid).ends_with("nbd.tunnelmigrate.dest.web1"));
         let long = socket(&"x".repeat(200), uuid);
         assert!(long.as_os_str().len() <= SOCKET_PATH_MAX, "{long:?}");
+    }
+
+    #[test]
+    fn a_long_name_is_cut_where_the_name_may_be_another() {
+        assert_eq!(name_with_socket("web1", "-test"), "web1-test");
+        let long = name_with_socket(&"ü".repeat(100), "-test");
+        assert!(long.starts_with("üü") && long.ends_with("ü-test"), "{long}");
+        assert!(socket_by_name(&long).is_some());
     }
 }

@@ -2,35 +2,38 @@
 //!
 //! All of it lives in this process or hangs on it: the server runs here, libvirt ends the domain with
 //! our connection, and the images lose their names as soon as QEMU has them open. So nothing of weight
-//! is left even when the command is killed: a directory without images, and a socket.
+//! is left even when the command is killed, and the next trial removes the rest ([`scene`]).
+
+mod activity;
+mod agent;
+mod console;
+mod scene;
 
 use std::path::Path;
 use std::time::{Duration, Instant};
 
 use anyhow::{Context as _, Result};
-use virt::domain::{Domain, DomainState};
+use virt::domain::{
+    Domain, DomainPausedReason, DomainState, DomainStateReason, DomainStateReasonEnum,
+};
 use virt::sys;
-use virtkeep_capture::LibvirtError;
-use virtkeep_repo::{Cancel, FileRole, Point, Repository};
+use virtkeep_capture::{ErrorKind, LibvirtError};
+use virtkeep_repo::{Cancel, Point, Repository};
 
+use self::activity::{Activity, Done};
+use self::agent::Agent;
+use self::console::Console;
+use self::scene::{Names, Scene};
 use super::record::export;
 use super::start::{place_files, plan};
 use super::{overlay, place, server};
 use crate::context::Context;
-use crate::define::{As, Definer, console, utf8};
-use crate::output::{shown, size};
+use crate::define::throw_away::{Restart, throw_away};
+use crate::define::{As, Definer, console as console_xml, utf8};
 use crate::restore::directory::Restored;
 
 /// How often it is looked for a sign of life.
 const LOOK_AGAIN: Duration = Duration::from_millis(500);
-/// How long a guest without an agent is watched.
-const ACTIVE: Duration = Duration::from_secs(30);
-/// What a guest reads that does more than look for something to boot.
-const READ_MIN: u64 = 4 << 20;
-/// What a guest computes that does more than stand still.
-const CPU_MIN: Duration = Duration::from_secs(1);
-/// How much of the console is kept to look for the text, in bytes.
-const CONSOLE_BYTES_MAX: usize = 4 << 20;
 
 /// A point that is to be tried.
 pub(crate) struct Trial<'a> {
@@ -59,28 +62,29 @@ pub(crate) struct Verdict {
     pub(crate) took: Duration,
 }
 
+/// Whether there was a sign of life, and what was seen of it or instead.
+struct Seen(bool, String);
+
 impl Trial<'_> {
-    /// Tries it.
+    /// Tries it. An error means that it was not tried; whatever the guest does or fails to do is a verdict.
     pub(crate) fn run(&self, cancel: &Cancel) -> Result<Verdict> {
         let began = Instant::now();
-        let mut tag = [0; 3];
-        getrandom::fill(&mut tag).context("no randomness")?;
-        let tag: String = tag.iter().map(|byte| format!("{byte:02x}")).collect();
         let wanted = As::Clone {
-            name: format!("{}-test-{tag}", self.point.domain.name),
+            name: self.name()?,
             network: false,
         };
         let definer = Definer::prepare(self.context.libvirt_uri(), self.point, wanted)?;
-        place::check_local(definer.connection())?;
+        let libvirt = place::check_local(definer.connection())?;
         let usual = place::usual_directory("");
         let parent = self.directory.unwrap_or(&usual);
-        let dir = tempfile::Builder::new()
-            .prefix("virtkeep-test-")
-            .tempdir_in(parent)
-            .with_context(|| format!("cannot create a directory in {}", parent.display()))?;
-        let path = std::path::absolute(dir.path())?;
-        place::let_pass(&path)?;
-        let plan = plan(self.repo, self.point, &definer, &path)?;
+        scene::clear_up(parent);
+        let names = Names {
+            domain: definer.name().to_owned(),
+            uuid: definer.uuid().to_string(),
+            libvirt,
+        };
+        let scene = Scene::set(parent, names)?;
+        let plan = plan(self.repo, self.point, &definer, scene.path())?;
         let socket = place::socket(definer.name(), definer.uuid());
         place::make_socket_directory(&socket)?;
         let targets: Vec<&str> = plan.disks.iter().map(|disk| &disk.target[..]).collect();
@@ -93,133 +97,197 @@ impl Trial<'_> {
             qemu,
         };
         let server = serving.start(self.context)?;
-        place_files(&plan)?;
-        for disk in &plan.disks {
-            let export = export(self.point.id, &disk.target);
-            overlay::create(&disk.path, disk.size_bytes, &socket, &export)?;
-        }
-        cancel.check()?;
-        let console = path.join("console.log");
-        let domain = self.start(&definer, &plan, &console)?;
-        for disk in &plan.disks {
-            // Should it fail, they go with the directory.
-            let _ = std::fs::remove_file(&disk.path);
-        }
-        let watched = self.watch(&domain, &plan, &console, began, cancel);
-        // It may have ended by itself.
-        let _ = domain.destroy();
+        let seen = self.try_it(&definer, &plan, &socket, began, cancel);
+        // While its disks are still served, it ends at once.
+        scene.end_domain();
         let _ = server.stop(Duration::from_secs(1));
-        let (passed, seen) = watched?;
+        let Seen(passed, seen) = seen?;
         let took = began.elapsed();
         Ok(Verdict { passed, seen, took })
     }
 
-    fn start(&self, definer: &Definer, plan: &Restored, console: &Path) -> Result<Domain> {
-        let rewritten = definer.rewritten(plan)?;
-        for note in &rewritten.notes {
-            self.context.reporter.note(&format!("note: {note}"));
-        }
-        let xml = if self.expect.is_some() {
-            console::to_file(&rewritten.xml, &utf8(console)?)?
-        } else {
-            rewritten.xml
-        };
-        let flags = sys::VIR_DOMAIN_START_AUTODESTROY;
-        let started = definer.connection().create_domain_xml(&xml, flags);
-        started
-            .map_err(LibvirtError::from)
-            .with_context(|| format!("{} does not start", shown(&self.point.domain.name)))
+    /// A name that no other domain has, short enough for a socket that QEMU can reach.
+    fn name(&self) -> Result<String> {
+        let mut tag = [0; 3];
+        getrandom::fill(&mut tag).context("no randomness")?;
+        let tag: String = tag.iter().map(|byte| format!("{byte:02x}")).collect();
+        let name = &self.point.domain.name;
+        Ok(place::name_with_socket(name, &format!("-test-{tag}")))
     }
 
-    /// Waits for a sign of life: whether there was one, and what it was.
-    fn watch(
+    fn try_it(
         &self,
-        domain: &Domain,
+        definer: &Definer,
         plan: &Restored,
-        console: &Path,
+        socket: &Path,
         began: Instant,
         cancel: &Cancel,
-    ) -> Result<(bool, String)> {
-        let has_agent = plan
-            .files
-            .iter()
-            .any(|file| file.role == FileRole::DomainXml && names_agent(&file.content));
+    ) -> Result<Seen> {
+        place_files(plan)?;
+        for disk in &plan.disks {
+            let export = export(self.point.id, &disk.target);
+            overlay::create(&disk.path, disk.size_bytes, socket, &export)?;
+        }
+        cancel.check()?;
+        let agent = Agent::of(&plan.files);
+        let path = plan.directory.join("console.log");
+        let xml = self.definition(definer, plan, agent, &path)?;
+        let connection = definer.connection();
+        let flags = sys::VIR_DOMAIN_START_AUTODESTROY;
+        let domain = match connection.create_domain_xml(&xml, flags) {
+            Ok(domain) => domain,
+            Err(error) if connection.is_alive().unwrap_or(false) => {
+                let error = LibvirtError::from(error);
+                return Ok(Seen(false, format!("it does not start: {error}")));
+            }
+            Err(error) => {
+                return Err(LibvirtError::from(error)).context("libvirt has gone");
+            }
+        };
+        for disk in &plan.disks {
+            // Should it fail, they go with the directory.
+            let _ = std::fs::remove_file(&disk.path);
+        }
+        let mut guest = Guest {
+            domain,
+            targets: plan.disks.iter().map(|disk| &disk.target[..]).collect(),
+            agent,
+            console: self.expect.map(|text| Console::new(path, text)),
+            activity: Activity::default(),
+        };
+        let started = Instant::now();
         loop {
             cancel.check()?;
-            let (state, _) = domain.state().map_err(LibvirtError::from)?;
-            if state.known() != Some(DomainState::Running) {
-                return Ok((false, "the guest has stopped".to_owned()));
-            }
-            let late = began.elapsed() > self.limit;
-            match self.expect {
-                Some(text) => {
-                    if said(console, text) {
-                        return Ok((true, format!("the console says {text:?}")));
-                    }
-                    if late {
-                        return Ok((false, format!("the console does not say {text:?}")));
-                    }
-                }
-                None => {
-                    if has_agent && domain.time(0).is_ok() {
-                        return Ok((true, "the guest agent answers".to_owned()));
-                    }
-                    let activity = Activity::of(domain, plan)?;
-                    let long_enough = began.elapsed() > ACTIVE && !has_agent && activity.is_life();
-                    if late || long_enough {
-                        let silent = if has_agent {
-                            "the guest agent does not answer; "
-                        } else {
-                            ""
-                        };
-                        return Ok((activity.is_life(), format!("{silent}{}", activity.words())));
-                    }
-                }
+            let is_late = began.elapsed() > self.limit;
+            if let Some(seen) = guest.look(started.elapsed(), is_late)? {
+                return Ok(seen);
             }
             std::thread::sleep(LOOK_AGAIN);
         }
     }
+
+    fn definition(
+        &self,
+        definer: &Definer,
+        plan: &Restored,
+        agent: Agent,
+        console: &Path,
+    ) -> Result<String> {
+        let rewritten = definer.rewritten(plan)?;
+        for note in &rewritten.notes {
+            self.context.reporter.note(&format!("note: {note}"));
+        }
+        // Whoever is to say something says it also after a restart.
+        let is_heard = self.expect.is_some() || agent == Agent::Expected;
+        let restart = if is_heard {
+            Restart::Allowed
+        } else {
+            Restart::Ends
+        };
+        let variables = utf8(&plan.directory.join("variables.fd"))?;
+        let xml = throw_away(&rewritten.xml, restart, &variables)?;
+        if self.expect.is_none() {
+            return Ok(xml);
+        }
+        Ok(console_xml::to_file(&xml, &utf8(console)?)?)
+    }
 }
 
-/// Whether a definition has a channel for the guest agent.
-fn names_agent(xml: &[u8]) -> bool {
-    String::from_utf8_lossy(xml).contains("org.qemu.guest_agent")
+/// A guest that is watched.
+struct Guest<'a> {
+    domain: Domain,
+    targets: Vec<&'a str>,
+    agent: Agent,
+    /// Where a text is to appear, if one is.
+    console: Option<Console>,
+    activity: Activity,
 }
 
-fn said(console: &Path, text: &str) -> bool {
-    let said = std::fs::read(console).unwrap_or_default();
-    let from = said.len().saturating_sub(CONSOLE_BYTES_MAX);
-    String::from_utf8_lossy(&said[from..]).contains(text)
-}
-
-/// What a guest has done so far.
-struct Activity {
-    cpu: Duration,
-    read_bytes: u64,
-}
-
-impl Activity {
-    fn of(domain: &Domain, plan: &Restored) -> Result<Self> {
-        let info = domain.info().map_err(LibvirtError::from)?;
-        let read = plan.disks.iter().filter_map(|disk| {
-            let stats = domain.block_stats(&disk.target).ok()?;
-            u64::try_from(stats.rd_bytes).ok()
-        });
-        Ok(Self {
-            cpu: Duration::from_nanos(info.cpu_time),
-            read_bytes: read.sum(),
+impl Guest<'_> {
+    /// Looks for a sign of life, `at` this time after its start. `is_late` says that it is the last look.
+    fn look(&mut self, at: Duration, is_late: bool) -> Result<Option<Seen>> {
+        // Before anything else: what it says last still counts.
+        let stopped = self.stopped()?;
+        if let Some(console) = &mut self.console {
+            let says_it = console.says_it().context("cannot read the console")?;
+            let text = console.text();
+            return Ok(match stopped {
+                _ if says_it => Some(Seen(true, format!("the console says {text:?}"))),
+                Some(why) => Some(Seen(
+                    false,
+                    format!("{why}; the console did not say {text:?}"),
+                )),
+                None if is_late => Some(Seen(false, format!("the console does not say {text:?}"))),
+                None => None,
+            });
+        }
+        if let Some(done) = self.done() {
+            self.activity.see(at, done);
+        }
+        if let Some(why) = stopped {
+            let seen = format!("{why}; {}", self.activity.words());
+            return Ok(Some(Seen(false, seen)));
+        }
+        if self.agent.answers(&self.domain) {
+            return Ok(Some(Seen(true, "the guest agent answers".to_owned())));
+        }
+        let words = self.activity.words();
+        Ok(match self.agent {
+            Agent::Expected if is_late => {
+                let missed =
+                    "the guest agent, which was there when the point was made, does not answer";
+                Some(Seen(false, format!("{missed}; {words}")))
+            }
+            Agent::Expected => None,
+            _ if self.activity.is_life() => Some(Seen(true, words)),
+            _ if is_late => Some(Seen(false, words)),
+            _ => None,
         })
     }
 
-    fn is_life(&self) -> bool {
-        self.cpu >= CPU_MIN && self.read_bytes >= READ_MIN
+    /// Why it does not run any more, if it does not.
+    fn stopped(&self) -> Result<Option<String>> {
+        let (state, reason) = match self.domain.state().map_err(LibvirtError::from) {
+            Err(error) if error.kind() == ErrorKind::NoDomain => {
+                return Ok(Some("the guest has shut down or restarted".to_owned()));
+            }
+            state => state.context("cannot ask libvirt for the state of the guest")?,
+        };
+        let is_io_error = match reason {
+            DomainStateReasonEnum::Known(DomainStateReason::Paused(reason)) => {
+                reason.is(DomainPausedReason::IOError)
+            }
+            _ => false,
+        };
+        let why = match state.known() {
+            Some(DomainState::Running | DomainState::Blocked | DomainState::NoState) => {
+                return Ok(None);
+            }
+            Some(DomainState::Paused) if is_io_error => "the guest met an error of a disk",
+            Some(DomainState::Paused) => "the guest was paused",
+            Some(DomainState::Crashed) => "the guest has crashed",
+            Some(DomainState::PMSuspended) => "the guest has suspended itself",
+            Some(DomainState::Shutdown | DomainState::Shutoff) | None => {
+                "the guest has shut down or restarted"
+            }
+        };
+        Ok(Some(why.to_owned()))
     }
 
-    fn words(&self) -> String {
-        format!(
-            "the guest has computed for {:.0} s and read {} from its disks",
-            self.cpu.as_secs_f64(),
-            size(self.read_bytes)
-        )
+    /// What it has done so far; none where it ends right now.
+    fn done(&self) -> Option<Done> {
+        let mut done = Done {
+            cpu: Duration::from_nanos(self.domain.info().ok()?.cpu_time),
+            ..Done::default()
+        };
+        for target in &self.targets {
+            let stats = self.domain.block_stats(target).ok()?;
+            // Negative where QEMU does not count it.
+            let counted = |number: i64| u64::try_from(number).unwrap_or(0);
+            done.read_bytes += counted(stats.rd_bytes);
+            done.written_bytes += counted(stats.wr_bytes);
+            done.requests += counted(stats.rd_req) + counted(stats.wr_req);
+        }
+        Some(done)
     }
 }

@@ -96,9 +96,10 @@ pub(crate) struct Args {
     #[arg(long, requires = "what", conflicts_with_all = ["identity", "no_pull", "network", "action"])]
     test: bool,
 
-    /// A sign of life: this text on the serial console [default: the guest agent answers, or else the
-    /// guest computes and reads its disks]
-    #[arg(long, value_name = "TEXT", requires = "test")]
+    /// A sign of life: this text on the serial console [default: the guest agent answers, or, where there was
+    /// none when the point was made, the guest computes and uses its disks for a time]
+    #[arg(long, value_name = "TEXT", requires = "test",
+        value_parser = clap::builder::NonEmptyStringValueParser::new())]
     expect: Option<String>,
 
     /// How long to wait for a sign of life

@@ -11,6 +11,7 @@ mod firmware;
 mod host_ties;
 mod rewrite;
 mod splice;
+pub(crate) mod throw_away;
 
 use std::path::Path;
 

@@ -1,0 +1,98 @@
+//! The definition of a guest that is only tried: what it leaves on the host lies in one directory, and it ends
+//! where others would begin again.
+
+use roxmltree::{Document, Node};
+
+use super::firmware::nvram_path;
+use super::rewrite::{RewriteError, child};
+use super::splice::{Splices, escape};
+
+/// What becomes of a guest that restarts.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(crate) enum Restart {
+    /// It does so.
+    Allowed,
+    /// It ends: else one that crashes again and again would look like one that works.
+    Ends,
+}
+
+/// The definition of a clone, made throw-away. `variables` is where firmware variables go that have no place yet:
+/// libvirt would put them beside those of other domains, and leave them there.
+pub(crate) fn throw_away(
+    xml: &str,
+    restart: Restart,
+    variables: &str,
+) -> Result<String, RewriteError> {
+    let document =
+        Document::parse(xml).map_err(|error| RewriteError::NotDomainXml(error.to_string()))?;
+    let domain = document.root_element();
+    let mut splices = Splices::new(xml);
+    let mut missing = String::new();
+    let mut end_on = |splices: &mut Splices<'_>, event: &str| match child(domain, event) {
+        Some(node) => splices.set_text(node, "destroy"),
+        None => missing += &format!("<{event}>destroy</{event}>"),
+    };
+    end_on(&mut splices, "on_poweroff");
+    end_on(&mut splices, "on_crash");
+    if restart == Restart::Ends {
+        end_on(&mut splices, "on_reboot");
+    }
+    splices.insert_children(domain, &missing);
+    if let Some(os) = child(domain, "os") {
+        place_variables(&mut splices, os, variables);
+    }
+    Ok(splices.finish())
+}
+
+fn place_variables(splices: &mut Splices<'_>, os: Node<'_, '_>, path: &str) {
+    match child(os, "nvram") {
+        Some(nvram) if nvram_path(nvram).is_none() && child(nvram, "source").is_none() => {
+            splices.set_text(nvram, path);
+        }
+        None if os.attribute("firmware") == Some("efi") => {
+            splices.insert_children(os, &format!("<nvram>{}</nvram>", escape(path)));
+        }
+        _ => {}
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_guest_on_trial_ends_where_others_begin_again() {
+        let xml = "<domain><on_crash>restart</on_crash><devices/></domain>";
+        assert_eq!(
+            throw_away(xml, Restart::Ends, "/t").unwrap(),
+            "<domain><on_crash>destroy</on_crash><devices/><on_poweroff>destroy</on_poweroff>\
+             <on_reboot>destroy</on_reboot></domain>"
+        );
+        let allowed = throw_away(xml, Restart::Allowed, "/t").unwrap();
+        assert!(!allowed.contains("on_reboot"), "{allowed}");
+    }
+
+    #[test]
+    fn firmware_variables_that_libvirt_would_make_are_made_in_its_directory() {
+        let ends = "<on_poweroff>destroy</on_poweroff><on_crash>destroy</on_crash>";
+        for (os, placed) in [
+            (
+                "<os><nvram template='/v'/></os>",
+                "<os><nvram template='/v'>/t/it&apos;s</nvram></os>",
+            ),
+            (
+                "<os firmware='efi'><type/></os>",
+                "<os firmware='efi'><type/><nvram>/t/it&apos;s</nvram></os>",
+            ),
+            ("<os><nvram>/n</nvram></os>", "<os><nvram>/n</nvram></os>"),
+            ("<os><type/></os>", "<os><type/></os>"),
+        ] {
+            let new = throw_away(
+                &format!("<domain>{os}</domain>"),
+                Restart::Allowed,
+                "/t/it's",
+            );
+            assert_eq!(new.unwrap(), format!("<domain>{placed}{ends}</domain>"));
+        }
+    }
+}
