@@ -171,12 +171,13 @@ impl Machine {
         );
     }
 
-    /// Its disks as they are now: target, and image at the top of the chain.
+    /// Its disks, without drives for media, as they are now: target, and image at the top of the chain.
     #[track_caller]
     pub fn disks(&self) -> Vec<(String, PathBuf)> {
-        let list = self.virsh("domblklist", &[]);
+        let list = self.virsh("domblklist", &["--details"]);
         let pair = |line: &str| {
-            let (target, path) = line.trim().split_once(' ')?;
+            let (_, disk) = line.split_once(" disk ")?;
+            let (target, path) = disk.trim().split_once(' ')?;
             Some((target.to_owned(), PathBuf::from(path.trim())))
         };
         list.lines().filter_map(pair).collect()

@@ -8,6 +8,7 @@ mod boot_by_hand;
 mod boot_space;
 mod boot_trouble;
 mod cost;
+mod defined;
 mod guest;
 mod moment;
 mod names;

@@ -185,18 +185,19 @@ fn vsock(rewriting: &mut Rewriting<'_>, vsock: Node<'_, '_>) {
     }
 }
 
-/// The state of an emulated TPM is kept by uuid, unless a place is given.
+/// Whether a TPM is a process of the host, whose state is kept by the domain's uuid, unless a place is given.
+pub(super) fn is_emulated(tpm: Node<'_, '_>) -> bool {
+    child(tpm, "backend").and_then(|node| node.attribute("type")) == Some("emulator")
+}
+
 fn tpm(rewriting: &mut Rewriting<'_>, tpm: Node<'_, '_>) {
-    let backend = child(tpm, "backend");
-    match backend.and_then(|node| node.attribute("type")) {
-        Some("emulator") => {
-            if let Some(source) = backend.and_then(|node| child(node, "source")) {
-                rewriting.splices.remove_element(source);
-            }
-            rewriting.note("the clone's emulated TPM starts empty");
-        }
-        _ => leave_out(rewriting, tpm, "a TPM of the host"),
+    if !is_emulated(tpm) {
+        return leave_out(rewriting, tpm, "a TPM of the host");
     }
+    if let Some(source) = child(tpm, "backend").and_then(|node| child(node, "source")) {
+        rewriting.splices.remove_element(source);
+    }
+    rewriting.note("the clone's emulated TPM starts empty");
 }
 
 /// Memory with a file behind it is a disk by another name.

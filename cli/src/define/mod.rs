@@ -176,9 +176,18 @@ impl Definer {
             directory: &utf8(&restored.directory)?,
             files: &files,
             host_has: &|path| Path::new(path).exists(),
+            host_has_volume: &|pool, volume| self.has_volume(pool, volume),
             new_mac: &random_mac,
         };
         Ok(rewrite::rewrite(xml, &self.identity, &placement)?)
+    }
+
+    /// Whether the storage pool has the volume, and is active: only then a domain finds it.
+    fn has_volume(&self, pool: &str, volume: &str) -> bool {
+        let pool = self.connection.lookup_storage_pool_by_name(pool);
+        pool.is_ok_and(|pool| {
+            pool.is_active().unwrap_or(false) && pool.lookup_storage_vol_by_name(volume).is_ok()
+        })
     }
 }
 

@@ -59,6 +59,8 @@ pub(crate) struct Placement<'a> {
     pub(crate) files: &'a [MovedFile],
     /// Whether the host has a file or device of this path.
     pub(crate) host_has: &'a dyn Fn(&str) -> bool,
+    /// Whether a storage pool of this name has a volume of this name.
+    pub(crate) host_has_volume: &'a dyn Fn(&str, &str) -> bool,
     /// A new MAC address that nobody uses.
     pub(crate) new_mac: &'a dyn Fn() -> String,
 }

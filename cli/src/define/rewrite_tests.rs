@@ -81,6 +81,7 @@ fn run(xml: &str, identity: &Identity, disks: &[RestoredDisk], host: &[&str]) ->
         directory: "/restore/it's",
         files: &files,
         host_has: &|path| host.contains(&path),
+        host_has_volume: &|pool, volume| host.contains(&&*format!("{pool}/{volume}")),
         new_mac: &|| "52:54:00:99:99:99".to_owned(),
     };
     rewrite(xml, identity, &placement).unwrap()
@@ -279,6 +280,20 @@ fn a_clone_touches_nothing_of_the_host_that_the_original_has() {
 }
 
 #[test]
+fn of_an_emulated_tpm_it_is_told_that_its_state_is_not_put_back() {
+    let xml = "<domain><devices><tpm><backend type='emulator'/></tpm></devices></domain>";
+    let original = run(xml, &Identity::Original, &[], &[]);
+    assert_eq!(original.xml, xml);
+    assert!(
+        original.notes[0].contains("is not put back"),
+        "{:?}",
+        original.notes
+    );
+    let clone = run(xml, &copy(true), &[], &[]);
+    assert!(clone.notes[0].contains("starts empty"), "{:?}", clone.notes);
+}
+
+#[test]
 fn a_clone_with_network_keeps_its_links() {
     let result = run(DOMAIN, &copy(true), &disks(), &HOST);
     assert!(!result.xml.contains("state='down'"));
@@ -298,6 +313,50 @@ fn files_that_the_host_lacks_are_replaced_dropped_or_named() {
             "the kernel /boot/vmlinuz is not on this host, and not in the point",
             "sda: /iso/debian.iso is not on this host; the drive is left empty",
         ]
+    );
+}
+
+#[test]
+fn a_drive_whose_medium_cannot_be_found_is_left_empty() {
+    let drives = "<disk type='volume' device='cdrom'><source pool='isos' volume='a.iso'/><target dev='sda'/></disk>\
+        <disk type='volume' device='cdrom'><source pool='isos' volume='b.iso'/><target dev='sdb'/></disk>\
+        <disk type='network' device='cdrom'><auth username='u'/><source protocol='https' name='c.iso'/>\
+        <target dev='sdc'/></disk>\
+        <disk type='volume' device='disk'><source pool='isos' volume='d'/><target dev='vda'/><readonly/></disk>\
+        <disk type='network' device='disk'><source protocol='nbd' name='e'/><target dev='vdb'/><readonly/></disk>";
+    let xml = format!("<domain><devices>{drives}</devices></domain>");
+    let result = run(&xml, &Identity::Original, &[], &["isos/a.iso"]);
+    assert_eq!(
+        result.xml,
+        "<domain><devices><disk type='volume' device='cdrom'><source pool='isos' volume='a.iso'/>\
+         <target dev='sda'/></disk><disk type='file' device='cdrom'><target dev='sdb'/></disk>\
+         <disk type='file' device='cdrom'><target dev='sdc'/></disk>\
+         <disk type='network' device='disk'><source protocol='nbd' name='e'/><target dev='vdb'/><readonly/></disk>\
+         </devices></domain>"
+    );
+    assert_eq!(
+        result.notes,
+        [
+            "sdb: the volume b.iso of the pool isos is not on this host; the drive is left empty",
+            "sdc: c.iso (https) is not on this host; the drive is left empty",
+            "vda: the volume d of the pool isos is not on this host; the disk is left out",
+        ]
+    );
+}
+
+#[test]
+fn a_raw_image_has_none_of_the_settings_of_qcow2() {
+    let disk = "<disk type='file'><driver name='qemu' type='qcow2' discard_no_unref='on'><metadata_cache>\
+        <max_size>1</max_size></metadata_cache></driver><source file='/a'/><target dev='vda'/></disk>";
+    let xml = format!("<domain><devices>{disk}</devices></domain>");
+    let mut disks = disks();
+    let kept = run(&xml, &Identity::Original, &disks, &[]).xml;
+    assert!(kept.contains("metadata_cache") && kept.contains("discard_no_unref"));
+    disks[0].format = "raw";
+    let raw = run(&xml, &Identity::Original, &disks, &[]).xml;
+    assert!(
+        raw.contains("<driver name='qemu' type='raw'></driver>"),
+        "{raw}"
     );
 }
 
@@ -387,6 +446,7 @@ fn what_xml_cannot_hold_is_refused() {
         directory: "/restore",
         files: &[],
         host_has: &|_| true,
+        host_has_volume: &|_, _| true,
         new_mac: &String::new,
     };
     let refused = |xml, identity| rewrite(xml, identity, &placement).unwrap_err().to_string();
