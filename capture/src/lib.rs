@@ -12,6 +12,7 @@
 //! proved to be right.
 
 mod checkpoints;
+mod descriptors;
 mod domain_xml;
 mod error;
 mod event;
@@ -43,6 +44,7 @@ use std::sync::Arc;
 
 use virtkeep_repo::{Cancel, Point, Repository};
 
+pub use descriptors::keep_from_programs;
 pub use error::{Error, Result};
 pub use event::{Event, NoObserver, Observer};
 pub use freeze::thaw_when_orphaned;

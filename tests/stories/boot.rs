@@ -217,6 +217,35 @@ fn a_recovery_ends_by_itself_when_its_command_is_killed() {
 }
 
 #[test]
+fn what_serves_a_recovery_holds_nothing_of_whoever_began_it() {
+    let (world, point) = two_disks();
+    let (dir, lock) = (world.path("boot"), world.path("lock"));
+    let name = format!("{}-boot", world.machine.name);
+    let words = ["boot", &point, "--to", text(&dir), "--name", &name];
+    let boot = world
+        .program
+        .command(&[&words[..], &["--no-pull"]].concat());
+    // As a shell does that has something open.
+    let mut shell = std::process::Command::new("sh");
+    shell.args(["-c", "exec 9>\"$0\"; exec \"$@\"", text(&lock)]);
+    shell.arg(boot.get_program()).args(boot.get_args());
+    assert!(shell.output().unwrap().status.success());
+    let clone = Defined(run("virsh", &["domuuid", &name]).trim().to_owned());
+    let servers = servers(&world.program);
+    assert_eq!(servers.len(), 2);
+    for pid in servers {
+        let open = std::fs::read_dir(format!("/proc/{}/fd", pid.as_raw_pid())).unwrap();
+        let open: Vec<PathBuf> = open
+            .filter_map(|entry| std::fs::read_link(entry.unwrap().path()).ok())
+            .collect();
+        assert!(open.len() > 3 && !open.contains(&lock), "{open:?}");
+    }
+    world.program.ok(&["boot", "--abort", "--yes"]);
+    drop(clone);
+    assert_tidy(&world);
+}
+
+#[test]
 fn a_guest_that_was_paused_by_a_command_that_was_killed_goes_on() {
     let (world, point) = two_disks();
     let expected = world.now();

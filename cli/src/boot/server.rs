@@ -190,6 +190,8 @@ fn start(context: &Context, pinned: &Pinned) -> Result<Child> {
     if pinned.same_host {
         command.arg("--same-host");
     }
+    // It lives longer than whoever has started us, and may wait for a lock or a pipe to be closed.
+    virtkeep_capture::keep_from_programs();
     command
         .current_dir("/")
         .stdout(file.try_clone()?)
