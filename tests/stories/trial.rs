@@ -56,6 +56,8 @@ fn test(world: &World, point: &str, words: &[&str]) -> (bool, String) {
 /// What shows on the host that a machine is tried.
 fn traces(world: &World) -> Vec<PathBuf> {
     let name = format!("{}-test-", world.machine.name);
+    // A long one is cut.
+    let name: String = name.chars().take(24).collect();
     let places = [
         place(world),
         PathBuf::from("/run/libvirt/virtkeep"),
@@ -115,6 +117,17 @@ fn a_guest_without_anything_to_boot_is_not_alive() {
     });
     let (passed, seen) = test(&world, &point, &["--wait", "10"]);
     assert!(!passed && seen.contains("has computed for"), "{seen}");
+}
+
+#[test]
+fn a_guest_is_tried_however_long_its_name_is() {
+    let (world, point) = with_point(|dir| {
+        let disk = DiskSpec::new("a.qcow2", MIB);
+        let name = format!("{}-{}", unique_name(), "ü".repeat(50));
+        Machine::define(dir, &name, &[disk])
+    });
+    let (_, seen) = test(&world, &point, &["--wait", "1"]);
+    assert!(seen.contains("has computed for"), "{seen}");
 }
 
 #[test]

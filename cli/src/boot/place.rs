@@ -11,11 +11,12 @@ use std::os::unix::fs::{DirBuilderExt, PermissionsExt};
 use std::path::{Path, PathBuf};
 
 use anyhow::{Context as _, Result, bail};
-use roxmltree::Document;
+use roxmltree::{Document, Node};
 use virt::connect::Connect;
 use virtkeep_capture::LibvirtError;
 use virtkeep_repo::DomainUuid;
 
+use crate::output::shown;
 use crate::restore::file_names;
 
 /// The longest path of a unix socket, in bytes.
@@ -119,11 +120,9 @@ pub(crate) fn check_local(connection: &Connect) -> Result<String> {
 
 /// User and group of QEMU, as libvirt tells; none where it runs as we do.
 pub(crate) fn qemu_user(connection: &Connect) -> Result<Option<(u32, u32)>> {
-    let xml = connection
-        .capabilities()
-        .map_err(LibvirtError::from)
-        .context("cannot ask libvirt what QEMU runs as")?;
-    let label = Document::parse(&xml).ok().and_then(|xml| dac_label(&xml));
+    let capabilities = capabilities(connection)?;
+    let capabilities = Document::parse(&capabilities).ok();
+    let label = capabilities.as_ref().and_then(dac_label);
     let user = rustix::process::geteuid();
     match label {
         Some((qemu, _)) if qemu == user.as_raw() => Ok(None),
@@ -137,17 +136,45 @@ pub(crate) fn qemu_user(connection: &Connect) -> Result<Option<(u32, u32)>> {
     }
 }
 
+/// Makes sure that AppArmor, where it guards QEMU, lets a domain of this name use its socket.
+pub(crate) fn check_name(connection: &Connect, domain: &str) -> Result<()> {
+    if socket_by_name(domain).is_some() {
+        return Ok(());
+    }
+    let capabilities = capabilities(connection)?;
+    if Document::parse(&capabilities).is_ok_and(|xml| security(&xml, "apparmor").is_some()) {
+        let taken = socket_by_name("").map_or(0, |path| path.as_os_str().len());
+        bail!(
+            "the name {} is too long for a socket that AppArmor lets QEMU use: boot it as a clone with a --name of at most \
+             {} bytes, or use `virtkeep restore --define`",
+            shown(domain),
+            SOCKET_PATH_MAX - taken
+        );
+    }
+    Ok(())
+}
+
+fn capabilities(connection: &Connect) -> Result<String> {
+    connection
+        .capabilities()
+        .map_err(LibvirtError::from)
+        .context("cannot ask libvirt what QEMU runs as")
+}
+
 fn dac_label(capabilities: &Document<'_>) -> Option<(u32, u32)> {
-    let named = |name: &'static str| move |node: &roxmltree::Node<'_, '_>| node.has_tag_name(name);
-    let models = capabilities.descendants().filter(named("secmodel"));
-    let mut dac = models.filter(|model| {
-        let name = model.children().find(named("model"));
-        name.and_then(|name| name.text()) == Some("dac")
-    });
-    let label = dac.next()?.children().find(named("baselabel"))?.text()?;
+    let mut nodes = security(capabilities, "dac")?.children();
+    let label = nodes.find(|node| node.has_tag_name("baselabel"))?.text()?;
     let (user, group) = label.trim().split_once(':')?;
     let number = |text: &str| text.strip_prefix('+').unwrap_or(text).parse().ok();
     Some((number(user)?, number(group)?))
+}
+
+/// What the host tells of a security model that guards QEMU, if it does.
+fn security<'a, 'i>(capabilities: &'a Document<'i>, name: &str) -> Option<Node<'a, 'i>> {
+    capabilities.descendants().find(|node| {
+        let model = node.children().find(|node| node.has_tag_name("model"));
+        node.has_tag_name("secmodel") && model.and_then(|model| model.text()) == Some(name)
+    })
 }
 
 #[cfg(test)]
@@ -163,6 +190,8 @@ mod tests {
             dac_label(&Document::parse(xml).unwrap()),
             Some((64055, 993))
         );
+        let of = |name| security(&Document::parse(xml).unwrap(), name).is_some();
+        assert!(of("apparmor") && !of("selinux"));
         let none = "<capabilities><host/></capabilities>";
         assert_eq!(dac_label(&Document::parse(none).unwrap()), None);
     }

@@ -57,6 +57,7 @@ impl Start<'_> {
         };
         let directory = std::path::absolute(&directory)
             .with_context(|| format!("cannot find {}", directory.display()))?;
+        place::check_name(definer.connection(), definer.name())?;
         let plan = plan(self.repo, self.point, &definer, &directory)?;
         check_firmware(&definer, &plan)?;
         self.check_space(&plan)?;
