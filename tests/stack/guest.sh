@@ -12,13 +12,13 @@
 # The guest is Debian's kernel for the cloud with an initramfs of busybox, qemu-ga and the scripts
 # in tests/stack/guest: what it does with its disks is told there. `domain-xml --boot DIR` prints
 # the domain. It is kept in $VIRTKEEP_TEST_CACHE (default: target/stack) and rebuilt when its
-# scripts change; the kernel package is downloaded once. Needs no root.
+# scripts change; the packages are downloaded once. Needs no root.
 
 set -euo pipefail
 
 STACK=$(cd "$(dirname "${BASH_SOURCE[0]}")" && pwd)
 CACHE=${VIRTKEEP_TEST_CACHE:-$STACK/../../target/stack}
-readonly STACK CACHE MODULES=(virtio_pci virtio_blk virtio_console virtio_rng)
+readonly STACK CACHE MODULES=(virtio_pci virtio_blk virtio_console virtio_rng efivarfs)
 
 usage() { sed -n '3,/^$/{s/^# \{0,1\}//;p}' "$0"; }
 fail() { echo "guest: $*" >&2; exit 1; }
@@ -37,21 +37,23 @@ build() {
         download_packages
         initramfs "$directory/initrd"
         cp "$(one_file "$CACHE"/packages/boot/vmlinuz-*)" "$directory/vmlinuz"
+        cp "$(one_file "$CACHE"/packages/usr/share/OVMF/OVMF_CODE_4M.fd)" "$directory/firmware.fd"
+        cp "$(one_file "$CACHE"/packages/usr/share/OVMF/OVMF_VARS_4M.fd)" "$directory/variables.fd"
         echo "$stamp" >"$directory/stamp"
     fi
     echo "$directory"
 }
 
-# The kernel and the agent are unpacked, not installed: this machine neither boots the one nor runs
-# the other.
+# The kernel, the agent and the firmware are unpacked, not installed: this machine neither boots the first
+# nor runs the others.
 download_packages() {
     local kernel unpacked=$CACHE/packages
-    [[ ! -e $unpacked ]] || return 0
+    [[ ! -e $unpacked/usr/share/OVMF ]] || return 0
     kernel=$(kernel_package) || fail "apt knows no package linux-image-cloud-$(dpkg --print-architecture): run 'apt-get update'"
     rm -rf "$unpacked.new"
     mkdir -p "$unpacked.new/debs"
-    (cd "$unpacked.new/debs" && apt-get download -qq "$kernel" qemu-guest-agent 2>/dev/null) ||
-        fail "cannot download $kernel and qemu-guest-agent" \
+    (cd "$unpacked.new/debs" && apt-get download -qq "$kernel" qemu-guest-agent ovmf 2>/dev/null) ||
+        fail "cannot download $kernel, qemu-guest-agent and ovmf" \
             "(needs a network, which with-libvirt has not; 'apt-get update' may help)"
     local package
     for package in "$unpacked.new"/debs/*.deb; do
@@ -59,7 +61,7 @@ download_packages() {
     done
     # /lib is a link to /usr/lib in later packages; both are looked for in one place.
     [[ -d $unpacked.new/lib/modules ]] || ln -s usr/lib "$unpacked.new/lib"
-    rm -rf "$unpacked.new/debs"
+    rm -rf "$unpacked.new/debs" "$unpacked"
     mv "$unpacked.new" "$unpacked"
 }
 

@@ -5,7 +5,7 @@ use std::path::Path;
 
 use virtkeep_tests::{DiskSpec, MIB, Machine, run, text};
 
-use crate::guest::Defined;
+use crate::guest::{Defined, booted, in_guest, wait_for_agent};
 use crate::world::{World, id, unique_name};
 
 /// A drive for media.
@@ -173,4 +173,58 @@ fn a_machine_of_chains_and_media_is_defined_flat_with_what_is_there() {
         .images
         .compare(&expected, &to, "qcow2", "the original");
     run("virsh", &["pool-destroy", &pool(world.path("").as_path())]);
+}
+
+#[test]
+fn a_machine_with_uefi_finds_its_firmware_variables_again() {
+    let world = booted(&["--uefi"]);
+    let machine = &world.machine;
+    let variable = "/sys/firmware/efi/efivars/Story-12345678-1234-4321-8765-123456789abc";
+    // Four bytes of attributes come first.
+    let write = format!("printf '\\007\\000\\000\\000before' >{variable}");
+    in_guest(&machine.uuid, &write);
+    let point = world.back_up(&[]);
+    in_guest(&machine.uuid, &write.replace("Story-", "Later-"));
+    machine.power_off();
+    let variables_of_original = std::fs::read(world.path(&format!("{}.variables", machine.name)));
+
+    let to = world.path("clone");
+    let name = format!("{}-clone", machine.name);
+    let words = [
+        "--json",
+        "restore",
+        id(&point),
+        "--to",
+        text(&to),
+        "--define",
+    ];
+    let restored = world
+        .program
+        .ok(&[&words[..], &["--name", &name, "--start"]].concat())
+        .line("restored");
+    let clone = Defined(restored["defined"]["uuid"].as_str().unwrap().to_owned());
+    let booted = world.path("boot");
+    let name = format!("{}-boot", machine.name);
+    let words = ["--json", "boot", id(&point), "--to", text(&booted)];
+    let line = world.program.ok(&[&words[..], &["--name", &name]].concat());
+    let recovered = Defined(line.line("booted")["uuid"].as_str().unwrap().to_owned());
+    for (domain, dir) in [(&clone, &to), (&recovered, &booted)] {
+        wait_for_agent(&domain.0);
+        let all = "/sys/firmware/efi/efivars/*-12345678-1234-4321-8765-123456789abc";
+        let found = in_guest(&domain.0, &format!("ls {all}; tail -c 6 {variable}"));
+        assert_eq!(found, format!("{variable}\nbefore"));
+        let xml = run("virsh", &["dumpxml", "--inactive", &domain.0]);
+        assert!(
+            xml.contains(&format!("{}/nvram.fd</nvram>", text(dir))),
+            "{xml}"
+        );
+    }
+    let still = std::fs::read(world.path(&format!("{}.variables", machine.name)));
+    assert!(still.unwrap() == variables_of_original.unwrap());
+    let trials = world.path("trials");
+    std::fs::create_dir(&trials).unwrap();
+    world
+        .program
+        .ok(&["boot", id(&point), "--test", "--to", text(&trials)]);
+    assert_eq!(std::fs::read_dir(&trials).unwrap().count(), 0);
 }

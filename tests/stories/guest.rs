@@ -124,10 +124,8 @@ pub(crate) struct Defined(pub(crate) String);
 
 impl Drop for Defined {
     fn drop(&mut self) {
-        for command in ["destroy", "undefine"] {
-            let _ = std::process::Command::new("virsh")
-                .args([command, &self.0])
-                .output();
+        for words in [&["destroy", &self.0][..], &["undefine", "--nvram", &self.0]] {
+            let _ = std::process::Command::new("virsh").args(words).output();
         }
     }
 }

@@ -11,11 +11,16 @@ use crate::world::{World, id, unique_name};
 
 /// A guest that has never run, whose kernel gets these words, and a point of it.
 fn guest(words: &str) -> (World, String) {
+    guest_with(&["--words", words])
+}
+
+/// The same; `words` go to `domain-xml`.
+fn guest_with(words: &[&str]) -> (World, String) {
     let boot = run(stack("guest.sh"), &["build"]);
     with_point(|dir| {
         let disk = dir.join("a.qcow2");
         run(stack("guest.sh"), &["disk", text(&disk), "64M"]);
-        let words = ["--boot", boot.trim(), "--words", words];
+        let words = [&["--boot", boot.trim()][..], words].concat();
         Machine::define_with(dir, &unique_name(), &[disk], &words)
     })
 }
@@ -143,6 +148,13 @@ fn an_agent_that_was_there_must_come_back() {
     let (passed, seen) = test(&world, id(&point), &["--wait", "30"]);
     let missing = "which was there when the point was made, does not answer";
     assert!(!passed && seen.contains(missing), "{seen}");
+}
+
+#[test]
+fn firmware_variables_that_the_point_does_not_hold_are_made_for_the_test_alone() {
+    let (world, point) = guest_with(&["--uefi", "--words", "mute"]);
+    let (passed, seen) = test(&world, &point, &["--expect", "guest: up"]);
+    assert!(passed, "{seen}");
 }
 
 #[test]
