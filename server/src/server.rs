@@ -178,7 +178,7 @@ impl Running {
             if guest.negotiating {
                 guest.socket.hang_up();
             } else {
-                guest.socket.stop_reading();
+                guest.socket.stop_reading(guest.pulse.idle());
             }
         }
         match self.house.wait_until_empty(grace) {

@@ -1,9 +1,11 @@
 //! A connected socket, unix or TCP, read and written by several threads at once.
 //!
-//! What a client has sent before the server stops reading is read, and nothing after that. A unix
-//! socket does that by itself. One of TCP goes on receiving, even when its reading side is shut down,
-//! and throws away unsent replies as soon as something comes that nobody will read: so there is
-//! counted what may still be read, and listened until the client has seen the end.
+//! What a client has sent before the server stops reading is read, and nothing after that: it is counted
+//! what may still be read, and listened until the client has seen the end. To shut down the reading side
+//! would not do. TCP goes on receiving all the same, and throws away unsent replies as soon as something
+//! comes that nobody will read. A unix socket refuses what comes, and there are clients that give up
+//! everything when they are refused a request, also the replies they wait for; so it is shut down only
+//! where nothing has been asked for a while.
 
 use std::fmt;
 use std::io::{self, IoSlice, Read, Write};
@@ -18,8 +20,8 @@ use rustix::net::sockopt;
 use crate::limits::Limits;
 use crate::stream_io::is_timeout;
 
-/// How long a read of TCP may take to notice that reading was stopped.
-const TCP_TICK_MAX: Duration = Duration::from_millis(500);
+/// How long a read may take to notice that reading was stopped.
+const TICK_MAX: Duration = Duration::from_millis(500);
 
 /// No end of what may be read.
 const ENDLESS: u64 = u64::MAX;
@@ -60,17 +62,26 @@ enum Stream {
     Tcp(TcpStream),
 }
 
+impl Stream {
+    fn read(&self, buffer: &mut [u8]) -> io::Result<usize> {
+        match self {
+            Stream::Unix(stream) => (&*stream).read(buffer),
+            Stream::Tcp(stream) => (&*stream).read(buffer),
+        }
+    }
+}
+
 impl Socket {
     pub(crate) fn unix(stream: UnixStream, limits: &Limits) -> io::Result<Self> {
         stream.set_nonblocking(false)?;
-        stream.set_read_timeout(Some(limits.tick()))?;
+        stream.set_read_timeout(Some(limits.tick().min(TICK_MAX)))?;
         stream.set_write_timeout(Some(limits.tick()))?;
         Ok(Self::new(Stream::Unix(stream)))
     }
 
     pub(crate) fn tcp(stream: TcpStream, limits: &Limits) -> io::Result<Self> {
         stream.set_nonblocking(false)?;
-        stream.set_read_timeout(Some(limits.tick().min(TCP_TICK_MAX)))?;
+        stream.set_read_timeout(Some(limits.tick().min(TICK_MAX)))?;
         stream.set_write_timeout(Some(limits.tick()))?;
         stream.set_nodelay(true)?;
         // A client whose machine has gone would otherwise be waited for forever: it is given two
@@ -90,14 +101,16 @@ impl Socket {
     }
 
     /// From now on only what has been received is read, and then the end; it can still be answered.
-    pub(crate) fn stop_reading(&self) {
-        match &self.0.stream {
-            Stream::Unix(_) => self.shutdown(Shutdown::Read),
-            Stream::Tcp(stream) => {
-                let received = rustix::io::ioctl_fionread(stream).unwrap_or(0);
-                self.0.readable.store(received, Ordering::Relaxed);
-            }
-        }
+    /// `idle` is for how long the client has not asked for anything; none if it waits for an answer.
+    pub(crate) fn stop_reading(&self, idle: Option<Duration>) {
+        let is_idle = idle.is_some_and(|idle| idle >= TICK_MAX);
+        let received = match &self.0.stream {
+            Stream::Unix(_) if is_idle => return self.shutdown(Shutdown::Read),
+            Stream::Unix(stream) => rustix::io::ioctl_fionread(stream),
+            Stream::Tcp(stream) => rustix::io::ioctl_fionread(stream),
+        };
+        let received = received.unwrap_or(0);
+        self.0.readable.store(received, Ordering::Relaxed);
     }
 
     fn has_stopped_reading(&self) -> bool {
@@ -107,14 +120,12 @@ impl Socket {
     /// Ends the connection when all has been said. A client that may not know yet that nothing more
     /// is read has until `patience` ends to take the replies.
     pub(crate) fn part(&self, patience: Duration) {
-        if let Stream::Tcp(stream) = &self.0.stream
-            && self.has_stopped_reading()
-        {
+        if self.has_stopped_reading() {
             self.shutdown(Shutdown::Write);
             let deadline = Instant::now() + patience;
             let mut ignored = [0; 4096];
             while Instant::now() < deadline {
-                match (&*stream).read(&mut ignored) {
+                match self.0.stream.read(&mut ignored) {
                     Ok(0) => break,
                     Err(error) if !is_timeout(error.kind()) => break,
                     _ => {}
@@ -140,10 +151,6 @@ impl Socket {
 
 impl Read for Socket {
     fn read(&mut self, buffer: &mut [u8]) -> io::Result<usize> {
-        let stream = match &self.0.stream {
-            Stream::Unix(stream) => return (&*stream).read(buffer),
-            Stream::Tcp(stream) => stream,
-        };
         let readable = self.0.readable.load(Ordering::Relaxed);
         if readable == 0 {
             return Ok(0);
@@ -151,7 +158,7 @@ impl Read for Socket {
         let wanted = buffer
             .len()
             .min(usize::try_from(readable).unwrap_or(usize::MAX));
-        match (&*stream).read(&mut buffer[..wanted]) {
+        match self.0.stream.read(&mut buffer[..wanted]) {
             Ok(count) if readable != ENDLESS => {
                 self.0
                     .readable

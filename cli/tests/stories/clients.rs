@@ -2,6 +2,8 @@
 
 use std::process::{Command, Stdio};
 
+use serde_json::Value;
+
 use crate::certificates::Authority;
 use crate::serving::Serving;
 use crate::world::{NbdServer, Ran, TestDomain, World, disk, tool, wait_until};
@@ -23,6 +25,19 @@ fn qemu_nbdkit_and_fuse_read_a_point_as_it_was_backed_up() {
     tool("qemu-io", &["-r", "-f", "raw", "-c", &read, &uri]);
     let write = ["-f", "raw", "-c", "write 0 512", &uri];
     assert_ne!(Ran::of(Command::new("qemu-io").args(write)).code, 0);
+
+    let map = tool("qemu-img", &["map", "--output=json", "-f", "raw", &uri]);
+    let map: Vec<Value> = serde_json::from_str(&map).unwrap();
+    let mut at = 0;
+    for extent in &map {
+        let field = |name: &str| extent[name].as_u64().unwrap() as usize;
+        assert_eq!(field("start"), at, "{map:?}");
+        let end = at + field("length");
+        let is_zero = content[at..end].iter().all(|byte| *byte == 0);
+        assert_eq!(extent["zero"], is_zero, "{extent}");
+        at = end;
+    }
+    assert_eq!(at, content.len());
 
     let socket = world.path("nbdkit.sock");
     let mut nbdkit = Command::new("nbdkit");
@@ -53,6 +68,53 @@ fn qemu_nbdkit_and_fuse_read_a_point_as_it_was_backed_up() {
     tool("kill", &[&nbdfuse.id().to_string()]);
     nbdfuse.wait().unwrap();
     assert!(found.unwrap() == content, "through nbdfuse");
+}
+
+#[test]
+fn nbdinfo_tells_all_about_a_point() {
+    let world = World::new();
+    let content = disk(1);
+    let point = world.add(TestDomain::web1(&content));
+    let serving = Serving::start(&world, &[]);
+    let uri = serving.uri(&format!("web1/vda@{}", point.id));
+    let says = |question: &str, what: &str| {
+        Ran::of(Command::new("nbdinfo").args([question, what, &uri])).code == 0
+    };
+    for can in [
+        "connect",
+        "read",
+        "df",
+        "cache",
+        "multi-conn",
+        "structured-reply",
+    ] {
+        assert!(says("--can", can), "{can}");
+    }
+    for cannot in ["write", "trim", "zero", "fast-zero"] {
+        assert!(!says("--can", cannot), "{cannot}");
+    }
+    assert!(says("--is", "read-only"));
+    assert!(!says("--is", "tls"));
+    let size = tool("nbdinfo", &["--size", &uri]);
+    assert_eq!(size.trim(), content.len().to_string());
+    let totals = tool("nbdinfo", &["--map", "--totals", "--json", &uri]);
+    let totals: Vec<Value> = serde_json::from_str(&totals).unwrap();
+    let sum: u64 = totals
+        .iter()
+        .map(|total| total["size"].as_u64().unwrap())
+        .sum();
+    assert_eq!(sum, content.len() as u64);
+    let list = tool("nbdinfo", &["--list", "--json", &serving.uri("")]);
+    let list: Value = serde_json::from_str(&list).unwrap();
+    for export in list["exports"].as_array().unwrap() {
+        assert_eq!(export["export-size"], content.len());
+        assert_eq!(export["contexts"][0], "base:allocation");
+        assert_eq!(export["block_size_preferred"], 64 << 10);
+        let description = export["description"].as_str().unwrap();
+        assert!(description.starts_with("vda of web1 at 2026-11-22T11:00:00, 12 MiB"));
+    }
+    // For people, too.
+    assert!(tool("nbdinfo", &[&uri]).contains("export-size: 12583424"));
 }
 
 #[test]

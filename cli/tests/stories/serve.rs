@@ -2,6 +2,7 @@
 
 mod changes;
 mod limits;
+mod past;
 mod places;
 mod weeks;
 

@@ -5,6 +5,7 @@ use std::io::{BufRead, BufReader, Read, Seek};
 use std::path::{Path, PathBuf};
 use std::process::{Child, ChildStdout, Command, Stdio};
 
+use libnbd::{Builder, Endpoint, Handle};
 use serde_json::Value;
 
 use crate::world::{Ran, World, tool};
@@ -136,6 +137,13 @@ impl<'a> Serving<'a> {
         ran.stderr
     }
 
+    /// A client that has an export open.
+    #[track_caller]
+    pub(crate) fn open(&self, export: &str) -> Handle {
+        let endpoint = Endpoint::uri(self.uri(export));
+        Builder::new().connect(&endpoint).unwrap()
+    }
+
     /// A client that stays connected to an export until its standard input is closed.
     pub(crate) fn connect(&self, export: &str) -> Child {
         let uri = self.uri(export);
@@ -204,4 +212,16 @@ impl Drop for Serving<'_> {
         let _ = self.child.kill();
         let _ = self.child.wait();
     }
+}
+
+/// All bytes of an export, in pieces.
+#[track_caller]
+pub(crate) fn read_all(client: &mut Handle) -> Vec<u8> {
+    let mut bytes = Vec::new();
+    while (bytes.len() as u64) < client.size() {
+        let at = bytes.len() as u64;
+        let len = (client.size() - at).min(1 << 20) as usize;
+        bytes.extend(client.read(at, len).unwrap().bytes);
+    }
+    bytes
 }

@@ -2,12 +2,15 @@
 
 use std::io::{Read, Write};
 use std::os::unix::net::UnixStream;
+use std::sync::atomic::{AtomicU64, Ordering};
 
+use libnbd::{Builder, Endpoint, Handle, Reply, Tls};
 use nbd_server::wire::option::{ClientOption, ContextRequest, InfoRequest};
 use nbd_server::wire::option_reply::{OptionReply, ReplyBody};
 use nbd_server::wire::request::{CommandFlags, Request};
 
 use super::{MINUTE, history};
+use crate::certificates::Authority;
 use crate::serving::Serving;
 use crate::world::{NOON, TestDomain, World, disk, wait_until};
 
@@ -76,6 +79,110 @@ fn sigterm_leaves_nothing_unanswered_that_was_asked_before() {
     let answers = reader.join().unwrap().unwrap();
     // Each in one chunk: its head, the offset and the data.
     assert_eq!(answers.len(), 200 * (20 + 8 + 4096));
+}
+
+/// A client that never stops asking, and checks what it is told, until the server ends; how often it
+/// was answered so far is told to `answered`.
+fn ask_on_and_on(mut client: Handle, content: &[u8], answered: &AtomicU64) {
+    const LEN: usize = 64 << 10;
+    let mut at = 0;
+    loop {
+        while client.outstanding() < 16 {
+            if client.submit_read(at as u64, vec![0; LEN]).is_err() {
+                return;
+            }
+            at = (at + LEN) % (content.len() - LEN);
+        }
+        let Ok(Some(completion)) = client.wait() else {
+            return;
+        };
+        match completion.result {
+            Ok(Reply::Read(read)) => {
+                let start = read.offset as usize;
+                assert!(read.bytes == content[start..start + LEN], "at {start}");
+                answered.fetch_add(1, Ordering::Relaxed);
+            }
+            // Only because the connection has ended: it was asked for after the end.
+            Ok(other) => panic!("{other:?}"),
+            Err(_) => assert!(
+                client.submit_read(0, vec![0; LEN]).is_err(),
+                "an error reply"
+            ),
+        }
+    }
+}
+
+#[test]
+fn sigterm_ends_a_server_in_order_while_clients_ask_on_and_on_over_unix_tcp_and_tls() {
+    let world = World::new();
+    let history = history(&world);
+    let authority = Authority::new(&world, "ours");
+    let [certificate, key] = authority.sign("server");
+    let tls = ["--tls-cert", &certificate, "--tls-key", &key];
+    let socket = format!("unix:{}", world.text("socket"));
+    let secured = Tls::require(authority.folder());
+    for (address, words, builder) in [
+        (&socket[..], &[][..], Builder::new()),
+        ("127.0.0.1:0", &[], Builder::new()),
+        ("localhost:0", &tls, Builder::new().tls(secured)),
+    ] {
+        let serving = Serving::start_at(&world, address, words);
+        let endpoint = Endpoint::uri(serving.uri("web1/vda@latest"));
+        let clients: Vec<Handle> = (0..3)
+            .map(|_| builder.connect(&endpoint).unwrap())
+            .collect();
+        let (content, answered) = (&history[2], &AtomicU64::new(0));
+        std::thread::scope(|scope| {
+            for client in clients {
+                scope.spawn(move || ask_on_and_on(client, content, answered));
+            }
+            wait_until("busy", || answered.load(Ordering::Relaxed) > 200);
+            // With exit code 0: nobody was cut.
+            let said = serving.end("-TERM");
+            assert!(!said.contains("lost"), "{address}: {said}");
+        });
+    }
+}
+
+#[test]
+fn a_flood_of_wishes_to_read_ahead_leaves_memory_alone_and_others_their_service() {
+    const LEN: usize = 160 << 20;
+    let world = World::new();
+    let mut content = vec![0; LEN];
+    for (number, chunk) in content.chunks_mut(64 << 10).enumerate() {
+        chunk.fill(number as u8);
+        chunk[..8].copy_from_slice(&number.to_le_bytes());
+    }
+    world.add(TestDomain::web1(&content));
+    let serving = Serving::start(&world, &[]);
+    let flood = |seed: u64| {
+        let client = chosen(&world, "web1@latest", &[]).unwrap();
+        let wish = |cookie: u64| Request {
+            flags: CommandFlags(0),
+            command: nbd_server::wire::request::Command::Cache,
+            cookie,
+            offset: (cookie.wrapping_mul(seed) % 39) << 22,
+            length: 4 << 20,
+        };
+        let wishes: Vec<u8> = (0..5000).flat_map(|cookie| wish(cookie).encode()).collect();
+        let mut writer = client.try_clone().unwrap();
+        let sender = std::thread::spawn(move || writer.write_all(&wishes));
+        (client, sender)
+    };
+    let clients = [7919, 104_729, 1_299_709, 15_485_863].map(flood);
+    let mut good = serving.open("web1/vda@latest");
+    let len = 1 << 20;
+    for at in (0..LEN - len).step_by(7 << 20) {
+        assert!(good.read(at as u64, len).unwrap().bytes == content[at..at + len]);
+    }
+    for (mut client, sender) in clients {
+        // Each is answered, with a simple reply.
+        client.read_exact(&mut vec![0; 5000 * 16]).unwrap();
+        sender.join().unwrap().unwrap();
+    }
+    let peak = serving.memory("VmHWM");
+    // It would be twice as much if all that is wished for were queued.
+    assert!(peak < 160 << 20, "{peak} bytes");
 }
 
 #[test]

@@ -4,28 +4,9 @@
 use std::io::{Read, Write};
 use std::os::unix::net::UnixStream;
 
-use libnbd::{Builder, Endpoint, Handle};
-
 use super::{MINUTE, history};
-use crate::serving::Serving;
+use crate::serving::{Serving, read_all};
 use crate::world::{NOON, TestDomain, World, disk, wait_until};
-
-/// A client that has an export open.
-fn open(serving: &Serving<'_>, export: &str) -> Handle {
-    let endpoint = Endpoint::uri(serving.uri(export));
-    Builder::new().connect(&endpoint).unwrap()
-}
-
-/// All bytes of the export, in pieces.
-fn read_all(client: &mut Handle) -> Vec<u8> {
-    let mut bytes = Vec::new();
-    while (bytes.len() as u64) < client.size() {
-        let at = bytes.len() as u64;
-        let len = (client.size() - at).min(1 << 20) as usize;
-        bytes.extend(client.read(at, len).unwrap().bytes);
-    }
-    bytes
-}
 
 /// The size of all packs together.
 fn packed_bytes(world: &World) -> u64 {
@@ -40,14 +21,14 @@ fn packed_bytes(world: &World) -> u64 {
         .sum()
 }
 
-const PRUNE: [&str; 4] = ["--json", "prune", "--max-unused", "0%"];
+pub(super) const PRUNE: [&str; 4] = ["--json", "prune", "--max-unused", "0%"];
 
 #[test]
 fn a_client_that_stays_and_asks_for_nothing_holds_no_space_of_what_is_pruned() {
     let world = World::new();
     let history = history(&world);
     let serving = Serving::start(&world, &[]);
-    let mut client = open(&serving, "web1/vda@latest");
+    let mut client = serving.open("web1/vda@latest");
     assert!(read_all(&mut client) == history[2]);
     world.ok(&["forget", "web1@latest~1", "web1@latest~2"]);
     // What it reads is copied together, and the packs that it was read from are deleted.
@@ -71,7 +52,7 @@ fn what_a_client_has_open_outlives_forget_and_prune_until_it_leaves() {
         ..TestDomain::web1(&content)
     });
     let serving = Serving::start(&world, &[]);
-    let mut client = open(&serving, "web1/vda@latest");
+    let mut client = serving.open("web1/vda@latest");
     world.ok(&["forget", "web1@latest"]);
     serving.refused(&point.id.to_string());
     world.ok(&PRUNE);
@@ -88,7 +69,7 @@ fn what_a_client_has_open_outlives_forget_and_prune_until_it_leaves() {
     let kept = packed_bytes(&world);
     // Nothing that the disk has alone can be compressed.
     assert!(kept < held - (1 << 20), "{kept} of {held} bytes");
-    assert!(read_all(&mut open(&serving, "web1/vda@latest"))[..] == disk(1)[..]);
+    assert!(read_all(&mut serving.open("web1/vda@latest"))[..] == disk(1)[..]);
 }
 
 #[test]
@@ -102,9 +83,9 @@ fn clients_by_the_thousand_leave_nothing_behind() {
             let export = format!("web1/vda@latest~{}", number % 3);
             match number % 5 {
                 // In order, or without a word after a read.
-                0 => open(&serving, &export).shutdown(None).unwrap(),
-                1 => drop(open(&serving, &export).read(0, 100_000).unwrap()),
-                2 => drop(open(&serving, &export).submit_read(0, vec![0; 4 << 20])),
+                0 => serving.open(&export).shutdown(None).unwrap(),
+                1 => drop(serving.open(&export).read(0, 100_000).unwrap()),
+                2 => drop(serving.open(&export).submit_read(0, vec![0; 4 << 20])),
                 // In the handshake, in the middle of a word.
                 3 => drop(UnixStream::connect(world.path("socket")).unwrap()),
                 _ => {
