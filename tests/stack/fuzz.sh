@@ -13,7 +13,8 @@ set -euo pipefail
 cd "$(dirname "$0")/../.."
 
 readonly CARGO_FUZZ=0.13.2
-# The decoders are Rust without `unsafe`: a sanitizer would find nothing, and needs a nightly compiler.
+# Our decoders are Rust without `unsafe`, those of LZ4 and Zstandard are fuzzed by their makers: a sanitizer
+# would find nothing, and needs a nightly compiler.
 readonly BUILD=(--sanitizer none --target-dir "${CARGO_TARGET_DIR:-target}/fuzz")
 
 main() {

@@ -1,7 +1,7 @@
 //! The file system of this host.
 
 use std::fs::{self, DirBuilder, File, OpenOptions};
-use std::io::{self, Write};
+use std::io::{self, IoSliceMut, Write};
 use std::num::NonZeroU64;
 use std::os::unix::fs::{DirBuilderExt, FileExt, MetadataExt, OpenOptionsExt};
 use std::path::{Path, PathBuf};
@@ -9,7 +9,7 @@ use std::path::{Path, PathBuf};
 use redb::StorageBackend;
 use redb::backends::FileBackend;
 use rustix::fs::{Advice, CWD, RenameFlags};
-use rustix::io::Errno;
+use rustix::io::{Errno, ReadWriteFlags, preadv2};
 
 use super::{Access, FileSystem, OpenFile};
 use crate::lock::{Mode, try_flock};
@@ -93,6 +93,13 @@ impl OpenFile for File {
 
     fn read_exact_at(&self, buffer: &mut [u8], offset: u64) -> io::Result<()> {
         FileExt::read_exact_at(self, buffer, offset)
+    }
+
+    fn read_cached_at(&self, buffer: &mut [u8], offset: u64) -> bool {
+        let len = buffer.len();
+        let buffers = &mut [IoSliceMut::new(buffer)];
+        // A file system that cannot tell refuses.
+        preadv2(self, buffers, offset, ReadWriteFlags::NOWAIT).is_ok_and(|read| read == len)
     }
 
     fn sync(&self) -> io::Result<()> {

@@ -71,6 +71,13 @@ pub trait OpenFile: Send + Sync {
     /// Fills `buffer` from `offset` on; `UnexpectedEof` when the file ends before.
     fn read_exact_at(&self, buffer: &mut [u8], offset: u64) -> io::Result<()>;
 
+    /// Fills `buffer` from `offset` on, if the page cache holds all of it; otherwise `buffer` holds nothing of
+    /// use.
+    fn read_cached_at(&self, buffer: &mut [u8], offset: u64) -> bool {
+        let _ = (buffer, offset);
+        false
+    }
+
     /// Makes content and length durable, not the name. After an error nothing that was written
     /// before may be relied on, whatever a second call says.
     fn sync(&self) -> io::Result<()>;

@@ -260,8 +260,7 @@ fn read_neighbours(store: &Store, read: &mut [Whole<'_>]) -> Result<()> {
         }
         let bytes = &mut sealed[..len];
         let name = ObjectName::Pack(pack);
-        let pace = &store.pace;
-        match pace.of(|| store.storage.read_at(&name, span.start, bytes)) {
+        match read_packed(store, &name, span.start, bytes) {
             Ok(()) => {}
             // Prune has moved the records.
             Err(error) if store.is_gone(pack, &error) => return Ok(false),
@@ -283,4 +282,14 @@ fn read_neighbours(store: &Store, read: &mut [Whole<'_>]) -> Result<()> {
         }
     }
     Ok(())
+}
+
+/// Reads from a pack, and notes whether that meant waiting.
+fn read_packed(store: &Store, pack: &ObjectName, offset: u64, bytes: &mut [u8]) -> Result<()> {
+    let cached = store.storage.read_cached_at(pack, offset, bytes);
+    store.pace.note(!cached);
+    if cached {
+        return Ok(());
+    }
+    store.storage.read_at(pack, offset, bytes)
 }

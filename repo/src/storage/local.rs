@@ -38,7 +38,8 @@ struct Shared {
     durable_folders: Mutex<HashSet<PathBuf>>,
 }
 
-/// The files read last. A deleted one takes up its space as long as it is open, so those are let go.
+/// The files read last. A deleted one takes up its space as long as it is open, so those are let go when
+/// another is opened; looking at every read would cost too much.
 #[derive(Default)]
 struct OpenFiles {
     files: HashMap<ObjectName, (Arc<dyn OpenFile>, u64)>,
@@ -144,6 +145,11 @@ impl Storage for LocalStorage {
                 }
             }
         })
+    }
+
+    fn read_cached_at(&self, name: &ObjectName, offset: u64, buffer: &mut [u8]) -> bool {
+        self.open_file(name)
+            .is_ok_and(|file| file.read_cached_at(buffer, offset))
     }
 
     fn len(&self, name: &ObjectName) -> Result<Option<u64>> {
@@ -354,10 +360,6 @@ impl OpenFiles {
     fn get(&mut self, name: &ObjectName) -> Option<Arc<dyn OpenFile>> {
         self.clock += 1;
         let (file, used) = self.files.get_mut(name)?;
-        if !is_linked(file) {
-            self.files.remove(name);
-            return None;
-        }
         *used = self.clock;
         Some(Arc::clone(file))
     }

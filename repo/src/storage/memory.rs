@@ -63,6 +63,10 @@ impl Storage for MemoryStorage {
         Ok(())
     }
 
+    fn read_cached_at(&self, name: &ObjectName, offset: u64, buffer: &mut [u8]) -> bool {
+        self.read_at(name, offset, buffer).is_ok()
+    }
+
     fn len(&self, name: &ObjectName) -> Result<Option<u64>> {
         Ok(self.objects().get(name).map(|bytes| bytes.len() as u64))
     }

@@ -104,6 +104,13 @@ pub trait Storage: Send + Sync {
     /// [`settle`](Self::settle).
     fn read_at(&self, name: &ObjectName, offset: u64, buffer: &mut [u8]) -> Result<()>;
 
+    /// Fills `buffer` as [`read_at`](Self::read_at) would, if that needs no waiting for a device or a network.
+    /// When it returns `false` the buffer holds nothing of use, and `read_at` finds out why.
+    fn read_cached_at(&self, name: &ObjectName, offset: u64, buffer: &mut [u8]) -> bool {
+        let _ = (name, offset, buffer);
+        false
+    }
+
     /// The length in bytes; `None` when there is no such object.
     fn len(&self, name: &ObjectName) -> Result<Option<u64>>;
 
