@@ -69,6 +69,14 @@ impl<R: Read> Read for Incoming<R> {
 }
 
 impl<W: Write> Outgoing<W> {
+    /// The certificate of the client, as DER, if it was verified.
+    pub(crate) fn certificate(&self) -> Option<Vec<u8>> {
+        match self {
+            Outgoing::Plain(_) => None,
+            Outgoing::Tls(writer) => writer.certificate(),
+        }
+    }
+
     /// Ends TLS in good order, if it is running; the stream below stays open.
     pub(crate) fn close(&mut self) {
         if let Outgoing::Tls(writer) = self {

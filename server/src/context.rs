@@ -17,7 +17,8 @@ pub(crate) const BASE_ALLOCATION: &str = "base:allocation";
 /// A metadata context of an export's own.
 pub trait Context: Send + Sync {
     /// Pushes the extents of `length` bytes from `offset` on. Stopping before the end of the range
-    /// is fine after at least one extent.
+    /// is fine after at least one extent. Where the export has a minimum block size, their lengths are
+    /// multiples of it.
     fn status(&self, offset: u64, length: u64, extents: &mut Extents) -> Result<(), ExportError>;
 }
 

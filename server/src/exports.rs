@@ -3,6 +3,7 @@
 use std::collections::BTreeMap;
 use std::sync::Arc;
 
+use crate::client::Client;
 use crate::export::{Export, ExportError};
 
 /// Lists and opens exports. It is asked anew by every client, so exports may come and go while the
@@ -11,21 +12,22 @@ use crate::export::{Export, ExportError};
 /// Within one handshake a name is opened once as long as the client keeps to that name, so that
 /// what it was told about the export is true of the one it gets.
 pub trait Exports: Send + Sync {
-    /// What `NBD_OPT_LIST` tells the client.
-    fn list(&self) -> Result<Vec<Listing>, ExportError>;
+    /// What `NBD_OPT_LIST` tells the client. Where the list is long, clients that get the same had better
+    /// share it.
+    fn list(&self, client: &Client) -> Result<Arc<[Listing]>, ExportError>;
 
-    /// Opens the export of this name. The empty name stands for the default export, if any.
-    fn open(&self, name: &str) -> Result<Arc<dyn Export>, OpenError>;
+    /// Opens the export of this name for the client. The empty name stands for the default export, if any.
+    fn open(&self, name: &str, client: &Client) -> Result<Arc<dyn Export>, OpenError>;
 }
 
 /// The registry that a program keeps a handle on, to change it while it is served.
 impl<E: Exports + ?Sized> Exports for Arc<E> {
-    fn list(&self) -> Result<Vec<Listing>, ExportError> {
-        E::list(self)
+    fn list(&self, client: &Client) -> Result<Arc<[Listing]>, ExportError> {
+        E::list(self, client)
     }
 
-    fn open(&self, name: &str) -> Result<Arc<dyn Export>, OpenError> {
-        E::open(self, name)
+    fn open(&self, name: &str, client: &Client) -> Result<Arc<dyn Export>, OpenError> {
+        E::open(self, name, client)
     }
 }
 
@@ -70,7 +72,7 @@ impl ExportMap {
 }
 
 impl Exports for ExportMap {
-    fn list(&self) -> Result<Vec<Listing>, ExportError> {
+    fn list(&self, _: &Client) -> Result<Arc<[Listing]>, ExportError> {
         let listing = |(name, export): (&String, &Arc<dyn Export>)| Listing {
             name: name.clone(),
             description: export.description().unwrap_or_default(),
@@ -78,7 +80,7 @@ impl Exports for ExportMap {
         Ok(self.exports.iter().map(listing).collect())
     }
 
-    fn open(&self, name: &str) -> Result<Arc<dyn Export>, OpenError> {
+    fn open(&self, name: &str, _: &Client) -> Result<Arc<dyn Export>, OpenError> {
         self.exports
             .get(name)
             .cloned()

@@ -2,8 +2,8 @@
 //!
 //! - An [`Export`] is a disk: a size, reads, and what else it can do: writes, zeroes, trims, holes,
 //!   block status. [`MemoryDisk`] is one.
-//! - [`Exports`] lists disks and opens them by name, at every client's request; [`ExportMap`] is a
-//!   fixed set.
+//! - [`Exports`] lists disks and opens them by name, at every client's request, and may look at who the
+//!   [`Client`] is; [`ExportMap`] is a fixed set, for everybody.
 //! - A [`Server`] accepts clients on [`Listener`]s, unix sockets or TCP, and stops in good order.
 //! - [`Tls`] is a certificate and its key, and which clients are let in.
 //! - A [`Connection`] serves one client over any reader and writer, without a server.
@@ -67,6 +67,7 @@
 #[cfg(feature = "socket-activation")]
 mod activation;
 mod channel;
+mod client;
 mod context;
 mod error;
 mod export;
@@ -90,6 +91,7 @@ pub mod wire;
 #[cfg(feature = "socket-activation")]
 pub use activation::PassedSocket;
 pub use channel::TlsMode;
+pub use client::Client;
 pub use context::{Context, Extents, HOLE, ZERO};
 pub use error::Error;
 pub use export::{BlockSizes, ErrorCode, Export, ExportError, Features, Holes, ZeroMode};

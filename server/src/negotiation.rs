@@ -8,14 +8,16 @@ use std::io::{BufReader, IoSlice, Read, Write};
 use std::sync::Arc;
 
 use crate::channel::{Incoming, Outgoing, TlsMode, start_tls};
+use crate::client::Client;
 use crate::context::{BASE_ALLOCATION, Context};
 use crate::error::Error;
 use crate::export::{BlockSizes, Export, Features};
-use crate::exports::{Exports, OpenError};
+use crate::exports::{Exports, Listing, OpenError};
 use crate::limits::{
     CONTEXTS_MAX, INTAKE_BYTES, Limits, OPTION_BYTES_MAX, OPTION_SKIPPED_BYTES_MAX, OPTIONS_MAX,
     PAYLOAD_BYTES_MAX, STRING_BYTES_MAX,
 };
+use crate::socket::Peer;
 use crate::stream_io::{Patience, read_whole, skip, write_whole};
 use crate::tls::Tls;
 use crate::transmission::Session;
@@ -39,6 +41,7 @@ pub struct Connection<R, W> {
     writer: W,
     limits: Limits,
     tls: TlsMode,
+    peer: Option<Peer>,
 }
 
 impl<R: Read, W: Write> Connection<R, W> {
@@ -49,7 +52,15 @@ impl<R: Read, W: Write> Connection<R, W> {
             writer,
             limits,
             tls: TlsMode::Off,
+            peer: None,
         }
+    }
+
+    /// Says where the client comes from, for [`Exports`] that want to know.
+    #[must_use]
+    pub fn with_peer(mut self, peer: Peer) -> Self {
+        self.peer = Some(peer);
+        self
     }
 
     /// Offers TLS to the client, or requires it.
@@ -75,8 +86,11 @@ impl<R: Read, W: Write> Connection<R, W> {
             reader: BufReader::with_capacity(INTAKE_BYTES, Incoming::Plain(self.reader)),
             writer: Outgoing::Plain(self.writer),
             tls: self.tls,
-            encrypted: false,
-            client: None,
+            client: Client {
+                peer: self.peer,
+                ..Client::default()
+            },
+            flags: None,
             patience: Patience::with_handshake(self.limits.handshake),
             exports,
             may_start,
@@ -127,9 +141,9 @@ struct Negotiation<'a, R, W> {
     reader: BufReader<Incoming<R>>,
     writer: Outgoing<W>,
     tls: TlsMode,
-    encrypted: bool,
+    client: Client,
     /// What the client said to the greeting, which is exchanged once, TLS or not.
-    client: Option<ClientFlags>,
+    flags: Option<ClientFlags>,
     patience: Patience,
     exports: &'a dyn Exports,
     may_start: &'a dyn Fn() -> bool,
@@ -160,11 +174,16 @@ impl<R: Read, W: Write> Negotiation<'_, R, W> {
     fn start_tls(self, tls: &Tls) -> Result<Self, Error> {
         let mut patience = self.patience;
         let (reader, writer) = start_tls(tls, self.reader, self.writer, &mut patience)?;
+        let client = Client {
+            peer: self.client.peer,
+            encrypted: true,
+            certificate: writer.certificate(),
+        };
         Ok(Negotiation {
             reader,
             writer,
             patience,
-            encrypted: true,
+            client,
             opened: None,
             structured: false,
             contexts: None,
@@ -173,19 +192,19 @@ impl<R: Read, W: Write> Negotiation<'_, R, W> {
     }
 
     fn greet(&mut self) -> Result<ClientFlags, Error> {
-        if let Some(client) = self.client {
-            return Ok(client);
+        if let Some(flags) = self.flags {
+            return Ok(flags);
         }
         self.send(&encode_greeting())?;
         let mut flags = [0; ClientFlags::BYTES];
         self.receive(&mut flags)?;
-        let client = ClientFlags::decode(flags).map_err(Error::malformed("client flags"))?;
-        self.client = Some(client);
-        Ok(client)
+        let flags = ClientFlags::decode(flags).map_err(Error::malformed("client flags"))?;
+        self.flags = Some(flags);
+        Ok(flags)
     }
 
     fn run(&mut self) -> Result<Ending, Error> {
-        let client = self.greet()?;
+        let flags = self.greet()?;
 
         for _ in 0..OPTIONS_MAX {
             let mut head = [0; OptionHeader::BYTES];
@@ -213,7 +232,7 @@ impl<R: Read, W: Write> Negotiation<'_, R, W> {
                 }
             };
             if let ClientOption::ExportName(name) = option {
-                return self.export_name(name, client).map(Ending::Agreed);
+                return self.export_name(name, flags).map(Ending::Agreed);
             }
             if option == ClientOption::Abort {
                 // The client may have gone without waiting for the reply, which is as good.
@@ -221,7 +240,7 @@ impl<R: Read, W: Write> Negotiation<'_, R, W> {
                 return Ok(Ending::Left);
             }
             if option == ClientOption::StartTls {
-                match self.may_start_tls(client) {
+                match self.may_start_tls(flags) {
                     Err(refusal) => self.refuse(header.option, refusal)?,
                     Ok(tls) => {
                         self.reply(header.option, ReplyBody::Ack)?;
@@ -251,7 +270,7 @@ impl<R: Read, W: Write> Negotiation<'_, R, W> {
     }
 
     fn tls_is_missing(&self) -> bool {
-        matches!(self.tls, TlsMode::Required(_)) && !self.encrypted
+        matches!(self.tls, TlsMode::Required(_)) && !self.client.encrypted
     }
 
     /// Refuses an option that came in plain text, whatever it is ("FORCEDTLS mode").
@@ -264,10 +283,12 @@ impl<R: Read, W: Write> Negotiation<'_, R, W> {
         self.refuse(header.option, (OptionError::TlsRequired, message))
     }
 
-    fn may_start_tls(&self, client: ClientFlags) -> Result<Tls, Refusal> {
+    fn may_start_tls(&self, flags: ClientFlags) -> Result<Tls, Refusal> {
         match &self.tls {
-            _ if self.encrypted => Err((OptionError::Invalid, "TLS is running already".to_owned())),
-            TlsMode::Allowed(tls) | TlsMode::Required(tls) if client.fixed_newstyle => {
+            _ if self.client.encrypted => {
+                Err((OptionError::Invalid, "TLS is running already".to_owned()))
+            }
+            TlsMode::Allowed(tls) | TlsMode::Required(tls) if flags.fixed_newstyle => {
                 Ok(tls.clone())
             }
             _ => Err(unsupported("this server does not offer TLS")),
@@ -317,17 +338,15 @@ impl<R: Read, W: Write> Negotiation<'_, R, W> {
     }
 
     fn list(&mut self, number: u32) -> Result<Result<(), Refusal>, Error> {
-        let listings = match self.exports.list() {
+        let listings = match self.exports.list(&self.client) {
             Ok(listings) => listings,
             Err(error) => return Ok(Err((OptionError::Policy, error.to_string()))),
         };
-        for listing in listings {
+        for Listing { name, description } in listings.iter().cloned() {
             // Another name could not be asked for.
-            if listing.name.len() <= STRING_BYTES_MAX && !listing.name.contains('\0') {
-                let body = ReplyBody::Server {
-                    name: listing.name,
-                    description: bounded(listing.description),
-                };
+            if name.len() <= STRING_BYTES_MAX && !name.contains('\0') {
+                let description = bounded(description);
+                let body = ReplyBody::Server { name, description };
                 self.reply(number, body)?;
             }
         }
@@ -448,7 +467,8 @@ impl<R: Read, W: Write> Negotiation<'_, R, W> {
             self.opened = Some((name.to_owned(), export.clone()));
             return Ok(export);
         }
-        let export = self.exports.open(name).map_err(|error| match error {
+        let opened = self.exports.open(name, &self.client);
+        let export = opened.map_err(|error| match error {
             OpenError::Unavailable(message) => (OptionError::Unknown, message),
             OpenError::Refused(message) => (OptionError::Policy, message),
         })?;
@@ -456,7 +476,7 @@ impl<R: Read, W: Write> Negotiation<'_, R, W> {
         Ok(export)
     }
 
-    fn export_name(&mut self, name: String, client: ClientFlags) -> Result<Agreed, Error> {
+    fn export_name(&mut self, name: String, said: ClientFlags) -> Result<Agreed, Error> {
         let export = self
             .open(&name)
             .map_err(|(_, reason)| Error::NoSuchExport { reason })?;
@@ -466,7 +486,7 @@ impl<R: Read, W: Write> Negotiation<'_, R, W> {
         }
         let agreed = self.agree(name, export);
         let flags = transmission_flags(agreed.features, agreed.structured);
-        self.send(&encode_export_name_reply(agreed.size_bytes, flags, client))?;
+        self.send(&encode_export_name_reply(agreed.size_bytes, flags, said))?;
         Ok(agreed)
     }
 

@@ -388,8 +388,8 @@ impl House {
         tls: TlsMode,
         pulse: Arc<Pulse>,
     ) -> Result<(), Error> {
-        let connection =
-            Connection::new(socket.clone(), socket.clone(), self.limits.clone()).with_tls(tls);
+        let connection = Connection::new(socket.clone(), socket.clone(), self.limits.clone());
+        let connection = connection.with_tls(tls).with_peer(peer.clone());
         let may_start = || self.guests().settle(number);
         let Some(session) = connection.negotiate_if(&*self.exports, &may_start)? else {
             return Ok(());

@@ -10,8 +10,8 @@ use common::{Client, Gate, MIB, Served, pattern};
 use nbd_server::wire::option::{ClientOption, OptionHeader};
 use nbd_server::wire::request::Command;
 use nbd_server::{
-    Connection, Export, ExportError, ExportMap, Exports, Helpers, Limits, Listing, MemoryDisk,
-    OpenError,
+    Client as Asking, Connection, Export, ExportError, ExportMap, Exports, Helpers, Limits,
+    Listing, MemoryDisk, OpenError,
 };
 use proptest::prelude::*;
 use std::sync::Arc;
@@ -98,11 +98,11 @@ fn clients_that_fall_silent_in_the_middle_are_dropped() {
 struct Laborious(Arc<AtomicUsize>);
 
 impl Exports for Laborious {
-    fn list(&self) -> Result<Vec<Listing>, ExportError> {
-        Ok(Vec::new())
+    fn list(&self, _: &Asking) -> Result<Arc<[Listing]>, ExportError> {
+        Ok([].into())
     }
 
-    fn open(&self, _: &str) -> Result<Arc<dyn Export>, OpenError> {
+    fn open(&self, _: &str, _: &Asking) -> Result<Arc<dyn Export>, OpenError> {
         self.0.fetch_add(1, Ordering::Relaxed);
         std::thread::sleep(Duration::from_millis(100));
         Ok(Arc::new(MemoryDisk::new(MIB)))

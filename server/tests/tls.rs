@@ -8,7 +8,7 @@ use std::net::{Ipv4Addr, SocketAddr};
 use std::os::unix::net::UnixStream;
 use std::path::PathBuf;
 use std::process::{Command as Process, Output, Stdio};
-use std::sync::Arc;
+use std::sync::{Arc, Mutex};
 use std::time::Duration;
 
 use common::{Client, MIB, Served, contexts, info, pattern, run};
@@ -17,7 +17,8 @@ use nbd_server::wire::option_reply::{OptionError, ReplyBody};
 use nbd_server::wire::reply::ReplyHead;
 use nbd_server::wire::request::{Command, CommandFlags, Request};
 use nbd_server::{
-    Error, Export, ExportMap, Limits, Listener, MemoryDisk, Running, Server, Tls, TlsMode,
+    Client as Asking, Error, Export, ExportError, ExportMap, Exports, Limits, Listener, Listing,
+    MemoryDisk, OpenError, Running, Server, Tls, TlsMode,
 };
 use rustls::pki_types::pem::PemObject;
 use rustls::pki_types::{CertificateDer, ServerName};
@@ -222,6 +223,62 @@ fn a_server_of_another_authority_is_refused_by_the_client() {
     run("nbdinfo", &[&remote.uri("disk", &authority)]);
     let output = attempt("nbdinfo", &[&remote.uri("disk", &other)]);
     assert_refused(&output, "certificate");
+}
+
+/// Notes who asks for which export.
+struct Noting(Mutex<Vec<(String, Option<Vec<u8>>)>>);
+
+impl Exports for Noting {
+    fn list(&self, _: &Asking) -> Result<Arc<[Listing]>, ExportError> {
+        Ok([].into())
+    }
+
+    fn open(&self, name: &str, client: &Asking) -> Result<Arc<dyn Export>, OpenError> {
+        let certificate = client.certificate().map(<[u8]>::to_vec);
+        let encrypted = if client.is_encrypted() {
+            "TLS"
+        } else {
+            "plain"
+        };
+        let mut noted = self.0.lock().expect("unpoisoned");
+        noted.push((format!("{name} {encrypted}"), certificate));
+        Ok(Arc::new(disk()))
+    }
+}
+
+#[test]
+fn exports_see_the_certificate_of_a_verified_client_and_only_within_tls() {
+    let authority = Authority::new();
+    let noting = Arc::new(Noting(Mutex::default()));
+    let verifying = authority.tls_for_clients_of(&authority);
+    let dir = tempfile::tempdir().expect("a temporary directory");
+    let socket = dir.path().join("s").display().to_string();
+    let local = Listener::unix(&socket).expect("a socket");
+    let local = local.with_tls(TlsMode::Allowed(verifying.clone()));
+    let remote = Listener::tcp_with_tls((Ipv4Addr::LOCALHOST, 0).into(), verifying);
+    let remote = remote.expect("a port");
+    let port = remote.tcp_address().expect("TCP").port();
+    let listeners = vec![local.expect("a unix socket"), remote];
+    let _running = Server::new(noting.clone())
+        .start(listeners)
+        .expect("started");
+    let certificates = authority.dir.path().display();
+    let secure = format!("nbds://localhost:{port}/one?tls-certificates={certificates}");
+    run("nbdinfo", &["--size", &secure]);
+    run(
+        "nbdinfo",
+        &["--size", &format!("nbd+unix:///two?socket={socket}")],
+    );
+    let own = authority.file("client-cert.pem");
+    let own = CertificateDer::from_pem_file(own)
+        .expect("a certificate")
+        .to_vec();
+    let noted = noting.0.lock().expect("unpoisoned");
+    let expected = [
+        ("one TLS".to_owned(), Some(own)),
+        ("two plain".to_owned(), None),
+    ];
+    assert_eq!(*noted, expected);
 }
 
 #[test]

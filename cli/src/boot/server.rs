@@ -16,7 +16,7 @@ use std::sync::Arc;
 use std::time::{Duration, Instant};
 
 use anyhow::{Context as _, Result, bail};
-use nbd_server::{Export, ExportMap, Exports, Listener, OpenError, Running, Server};
+use nbd_server::{Client, Export, ExportMap, Exports, Listener, OpenError, Running, Server};
 use rustix::process::{Pid, Signal, getppid};
 use virtkeep_repo::{PointId, Repository};
 
@@ -286,7 +286,7 @@ impl Serving<'_> {
         let mut exports = ExportMap::new();
         for (target, name) in self.targets.iter().zip(names) {
             // Kept open: a client that comes back finds it as it was.
-            let disk = of(target, catalog.open(&name))?;
+            let disk = of(target, catalog.open(&name, &Client::default()))?;
             let export = record::export(self.point, target);
             exports = exports.with(export, disk);
         }

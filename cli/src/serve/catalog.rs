@@ -14,7 +14,7 @@ use std::thread;
 use std::time::Duration;
 
 use jiff::tz::TimeZone;
-use nbd_server::{Export, ExportError, Exports, Listing, OpenError};
+use nbd_server::{Client, Export, ExportError, Exports, Listing, OpenError};
 use virtkeep_repo::{Disk, DomainUuid, Error, Point, PointId, PointWatch, Repository, StoredFile};
 
 use super::disk::OpenDisk;
@@ -40,19 +40,17 @@ struct Shared {
     /// How many disks may be open.
     disks_max: usize,
     open: Mutex<OpenDisks>,
+    listed: Mutex<Option<Listed>>,
+}
+
+/// What was listed last, and of which points: clients share it.
+struct Listed {
+    points: Weak<Vec<Point>>,
+    entries: Arc<[Listing]>,
 }
 
 /// By point and target, and whether the name it was opened by can come to mean another point.
 type OpenDisks = HashMap<(PointId, String, bool), Weak<OpenDisk>>;
-
-/// A disk of a point, by the name under which it is listed.
-#[derive(Clone, Debug, PartialEq, Eq)]
-pub(crate) struct Entry {
-    /// `DOMAIN/DISK@WHEN`.
-    pub(crate) name: String,
-    /// When, how large, and which point.
-    pub(crate) description: String,
-}
 
 impl Catalog {
     /// All points of `repo`, or those that `chosen` names, whichever these are at the time; at most
@@ -72,6 +70,7 @@ impl Catalog {
             chosen,
             disks_max,
             open: Mutex::default(),
+            listed: Mutex::default(),
         });
         let served = Arc::downgrade(&shared);
         thread::Builder::new()
@@ -101,12 +100,28 @@ impl Catalog {
         self.0.repo.read_file(point, file)
     }
 
-    /// Every disk of every point, the domains in the order of their names, the newest point first.
-    pub(crate) fn entries(&self) -> Result<Vec<Entry>, Error> {
+    /// Every disk of every point, the domains in the order of their names, the newest point first: its name,
+    /// `DOMAIN/DISK@WHEN`, and when, how large, and which point.
+    pub(crate) fn entries(&self) -> Result<Arc<[Listing]>, Error> {
         let points = self.points()?;
-        let chosen = self.chosen(&points);
+        let mut listed = self.0.listed.lock().unwrap_or_else(PoisonError::into_inner);
+        if let Some(listed) = &*listed
+            && listed.points.as_ptr() == Arc::as_ptr(&points)
+        {
+            return Ok(Arc::clone(&listed.entries));
+        }
+        let entries: Arc<[Listing]> = self.entries_of(&points).into();
+        *listed = Some(Listed {
+            points: Arc::downgrade(&points),
+            entries: Arc::clone(&entries),
+        });
+        Ok(entries)
+    }
+
+    fn entries_of(&self, points: &[Point]) -> Vec<Listing> {
+        let chosen = self.chosen(points);
         let mut entries = Vec::new();
-        for (domain, of_domain) in by_domain(&points) {
+        for (domain, of_domain) in by_domain(points) {
             let mut names: HashMap<&str, String> = HashMap::new();
             let times = times(&of_domain, &self.0.zone);
             for (place, (point, time)) in of_domain.iter().zip(times).enumerate().rev() {
@@ -117,9 +132,9 @@ impl Catalog {
                     }
                     let name = names
                         .entry(&disk.target)
-                        .or_insert_with(|| name_of(domain, point.domain.uuid, disk, &points));
+                        .or_insert_with(|| name_of(domain, point.domain.uuid, disk, points));
                     for when in latest.into_iter().chain([&time[..]]) {
-                        entries.push(Entry {
+                        entries.push(Listing {
                             name: format!("{name}@{when}"),
                             description: describe(point, disk, &self.0.zone),
                         });
@@ -127,7 +142,7 @@ impl Catalog {
                 }
             }
         }
-        Ok(entries)
+        entries
     }
 
     /// What was chosen, as it is now; none if nothing was, which means everything. What names
@@ -284,16 +299,14 @@ impl Catalog {
 }
 
 impl Exports for Catalog {
-    fn list(&self) -> Result<Vec<Listing>, ExportError> {
-        let entries = self.entries().map_err(|error| {
+    fn list(&self, _: &Client) -> Result<Arc<[Listing]>, ExportError> {
+        self.entries().map_err(|error| {
             self.note(&format!("cannot list the points: {error}"));
             ExportError::new(nbd_server::ErrorCode::Io, error.to_string())
-        })?;
-        let listing = |Entry { name, description }| Listing { name, description };
-        Ok(entries.into_iter().map(listing).collect())
+        })
     }
 
-    fn open(&self, name: &str) -> Result<Arc<dyn Export>, OpenError> {
+    fn open(&self, name: &str, _: &Client) -> Result<Arc<dyn Export>, OpenError> {
         let points = self.points().map_err(unavailable)?;
         if name.is_empty() {
             let (point, disk) = self.only(&points)?;

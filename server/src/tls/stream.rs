@@ -160,6 +160,13 @@ impl<R: Read> Read for TlsReader<R> {
 }
 
 impl<W: Write> TlsWriter<W> {
+    /// The certificate of the client, as DER, if it was verified.
+    pub(crate) fn certificate(&self) -> Option<Vec<u8>> {
+        let connection = self.shared.lock();
+        let own = connection.peer_certificates()?.first()?;
+        Some(own.to_vec())
+    }
+
     /// Takes over what the connection has to send.
     fn collect(&mut self, connection: &mut ServerConnection) -> io::Result<()> {
         while connection.wants_write() {
