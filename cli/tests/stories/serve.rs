@@ -1,12 +1,14 @@
 //! Points as NBD exports, to the clients people use.
 
 mod changes;
+mod held;
 mod limits;
 mod past;
 mod places;
 mod weeks;
 
 use std::process::Command;
+use std::sync::atomic::{AtomicBool, Ordering};
 
 use serde_json::Value;
 
@@ -31,6 +33,15 @@ fn history(world: &World) -> Vec<Vec<u8>> {
         all.push(content.clone());
     }
     all
+}
+
+/// Ends what is done beside, also when something was not as it should be.
+struct OnDrop<'a>(&'a AtomicBool);
+
+impl Drop for OnDrop<'_> {
+    fn drop(&mut self) {
+        self.0.store(true, Ordering::Relaxed);
+    }
 }
 
 /// Takes all chunks away; what is left are manifests.

@@ -5,8 +5,8 @@
 
 use std::sync::atomic::{AtomicBool, Ordering};
 
-use super::MINUTE;
 use super::weeks::PRUNE;
+use super::{MINUTE, OnDrop};
 use crate::serving::{Serving, read_all};
 use crate::world::{NOON, TestDomain, World};
 
@@ -112,15 +112,6 @@ fn every_point_of_a_long_history_is_served_as_it_was_beside_backups_and_prunes()
     assert!(rewritten > 0, "nothing was moved meanwhile");
     for (client, name, content) in &mut staying {
         assert!(read_all(client) == **content, "{name} at the end");
-    }
-}
-
-/// Ends what is done beside, also when something was not as it should be.
-struct OnDrop<'a>(&'a AtomicBool);
-
-impl Drop for OnDrop<'_> {
-    fn drop(&mut self) {
-        self.0.store(true, Ordering::Relaxed);
     }
 }
 

@@ -9,7 +9,7 @@ use crate::serving::{Serving, read_all};
 use crate::world::{NOON, TestDomain, World, disk, wait_until};
 
 /// The size of all packs together.
-fn packed_bytes(world: &World) -> u64 {
+pub(super) fn packed_bytes(world: &World) -> u64 {
     let folders = world.names("repo/packs").into_iter();
     let packs = folders.flat_map(|folder| {
         let folder = format!("repo/packs/{folder}");
