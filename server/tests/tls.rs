@@ -11,6 +11,7 @@ use std::process::{Command as Process, Output, Stdio};
 use std::sync::{Arc, Mutex};
 use std::time::Duration;
 
+use common::authority::Authority;
 use common::{Client, MIB, Served, contexts, info, pattern, run};
 use nbd_server::wire::option::ClientOption;
 use nbd_server::wire::option_reply::{OptionError, ReplyBody};
@@ -26,46 +27,7 @@ use rustls::{ClientConfig, ClientConnection, RootCertStore, StreamOwned};
 use serde_json::Value;
 use tempfile::TempDir;
 
-/// An authority with a server's certificate and a client's, in the files that libnbd and QEMU
-/// look for: a directory that is both theirs and ours.
-struct Authority {
-    dir: TempDir,
-}
-
 impl Authority {
-    fn new() -> Self {
-        let dir = tempfile::tempdir().expect("a temporary directory");
-        let authority = Authority { dir };
-        let mut args = vec!["req", "-x509", "-subj", "/CN=Test authority", "-days", "2"];
-        let (certificate, key) = (authority.file("ca-cert.pem"), authority.file("ca-key.pem"));
-        args.extend(NEW_KEY);
-        args.extend(["-keyout", &key, "-out", &certificate]);
-        run("openssl", &args);
-        authority.sign("server", "subjectAltName=DNS:localhost,IP:127.0.0.1\n");
-        authority.sign("client", "extendedKeyUsage=clientAuth\n");
-        authority
-    }
-
-    fn sign(&self, name: &str, extensions: &str) {
-        let (request, list) = (self.file("request.pem"), self.file("extensions"));
-        let key = self.file(&format!("{name}-key.pem"));
-        let mut args = vec!["req", "-new", "-subj", "/CN=localhost"];
-        args.extend(NEW_KEY);
-        args.extend(["-keyout", &key, "-out", &request]);
-        run("openssl", &args);
-        fs::write(&list, extensions).expect("written");
-        let (ca, ca_key) = (self.file("ca-cert.pem"), self.file("ca-key.pem"));
-        let certificate = self.file(&format!("{name}-cert.pem"));
-        let mut args = vec!["x509", "-req", "-days", "2", "-CAcreateserial"];
-        args.extend(["-in", &request, "-CA", &ca, "-CAkey", &ca_key]);
-        args.extend(["-extfile", &list, "-out", &certificate]);
-        run("openssl", &args);
-    }
-
-    fn file(&self, name: &str) -> String {
-        self.dir.path().join(name).display().to_string()
-    }
-
     fn tls(&self) -> Tls {
         let (certificate, key) = (self.file("server-cert.pem"), self.file("server-key.pem"));
         Tls::new(certificate, key).expect("a certificate and its key")
@@ -74,13 +36,6 @@ impl Authority {
     fn tls_for_clients_of(&self, other: &Authority) -> Tls {
         let (certificate, key) = (self.file("server-cert.pem"), self.file("server-key.pem"));
         Tls::verifying_clients(certificate, key, other.file("ca-cert.pem")).expect("certificates")
-    }
-
-    /// The same without the client's certificate.
-    fn without_client(self) -> Self {
-        fs::remove_file(self.file("client-cert.pem")).expect("removed");
-        fs::remove_file(self.file("client-key.pem")).expect("removed");
-        self
     }
 
     fn client_config(&self) -> Arc<ClientConfig> {
@@ -96,14 +51,6 @@ impl Authority {
         Arc::new(config)
     }
 }
-
-const NEW_KEY: [&str; 5] = [
-    "-newkey",
-    "ec",
-    "-pkeyopt",
-    "ec_paramgen_curve:P-256",
-    "-nodes",
-];
 
 fn disk() -> MemoryDisk {
     let disk = MemoryDisk::new(64 * MIB);
@@ -137,11 +84,16 @@ impl Remote {
         }
     }
 
-    fn uri(&self, export: &str, client: &Authority) -> String {
+    /// The URI of an export, for the client of an authority.
+    fn uri(&self, export: &str, authority: &Authority) -> String {
+        self.uri_with(export, &authority.folder())
+    }
+
+    fn uri_with(&self, export: &str, certificates: &str) -> String {
         format!(
             "nbds://localhost:{}/{export}?tls-certificates={}",
             self.address.port(),
-            client.dir.path().display()
+            certificates
         )
     }
 
@@ -199,7 +151,7 @@ fn qemu_img_works_through_tls_of_both_versions() {
     for version in ["VERS-TLS1.2", "VERS-TLS1.3"] {
         let credentials = format!(
             "tls-creds-x509,id=tls,endpoint=client,dir={},priority=NORMAL:-VERS-ALL:+{version}",
-            authority.dir.path().display()
+            authority.folder()
         );
         let image = format!(
             "driver=nbd,host=localhost,port={},export=disk,tls-creds=tls",
@@ -262,7 +214,7 @@ fn exports_see_the_certificate_of_a_verified_client_and_only_within_tls() {
     let _running = Server::new(noting.clone())
         .start(listeners)
         .expect("started");
-    let certificates = authority.dir.path().display();
+    let certificates = authority.folder();
     let secure = format!("nbds://localhost:{port}/one?tls-certificates={certificates}");
     run("nbdinfo", &["--size", &secure]);
     run(
@@ -289,14 +241,12 @@ fn clients_without_a_certificate_or_with_one_of_another_authority_are_refused() 
         &attempt("nbdinfo", &[&remote.uri("disk", &authority)]),
         "nbd",
     );
-    let authority = authority.without_client();
-    assert_refused(
-        &attempt("nbdinfo", &[&remote.uri("disk", &authority)]),
-        "nbd",
-    );
+    let anonymous = authority.anonymous_client();
+    let without = remote.uri_with("disk", &anonymous.folder());
+    assert_refused(&attempt("nbdinfo", &[&without]), "nbd");
 
     let remote = Remote::start(authority.tls());
-    run("nbdinfo", &[&remote.uri("disk", &authority)]);
+    run("nbdinfo", &[&remote.uri_with("disk", &anonymous.folder())]);
 }
 
 #[test]
@@ -350,7 +300,7 @@ fn where_tls_is_allowed_the_client_chooses() {
         let uri = format!(
             "{scheme}:///disk?socket={}&tls-certificates={}",
             served.socket().display(),
-            authority.dir.path().display()
+            authority.folder()
         );
         let about = run("nbdinfo", &["--json", &uri]);
         let about: Value = serde_json::from_str(&about).expect("JSON");

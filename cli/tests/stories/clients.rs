@@ -4,7 +4,7 @@ use std::process::{Command, Stdio};
 
 use serde_json::Value;
 
-use crate::certificates::Authority;
+use crate::authority::Authority;
 use crate::serving::Serving;
 use crate::world::{NbdServer, Ran, TestDomain, World, disk, tool, wait_until};
 
@@ -157,13 +157,11 @@ fn nbd_client(words: &[&str]) -> Ran {
 fn nbd_client_lists_points_and_agrees_with_the_server_on_all_but_the_kernels_part() {
     let world = World::new();
     world.add(TestDomain::web1(&disk(1)));
-    let authority = Authority::new(&world, "ours");
-    let [certificate, key] = authority.sign("server");
-    let tls = ["--tls-cert", &certificate, "--tls-key", &key];
+    let authority = Authority::new();
     let (socket, ca) = (world.text("socket"), authority.file("ca-cert.pem"));
     let local = Serving::start(&world, &[]);
     let plain = Serving::start_at(&world, "127.0.0.1:0", &[]);
-    let remote = Serving::start_at(&world, "localhost:0", &tls);
+    let remote = Serving::start_secured(&world, "localhost:0", &authority, &[]);
     let (port, tls_port) = (plain.port().to_string(), remote.port().to_string());
     let unix = ["-unix", &socket];
     let tcp = ["127.0.0.1", &port];

@@ -5,8 +5,9 @@
 #![allow(clippy::unwrap_used)]
 
 mod at_rest;
+#[path = "../../../server/tests/common/authority.rs"]
+mod authority;
 mod bad_input;
-mod certificates;
 mod clients;
 mod define;
 mod directory;

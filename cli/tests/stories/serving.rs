@@ -8,6 +8,7 @@ use std::process::{Child, ChildStdout, Command, Stdio};
 use libnbd::{Builder, Endpoint, Handle};
 use serde_json::Value;
 
+use crate::authority::Authority;
 use crate::world::{Ran, World, tool};
 
 /// `virtkeep serve` in one place, killed with the story unless it was ended before.
@@ -33,6 +34,22 @@ impl<'a> Serving<'a> {
     pub(crate) fn start_at(world: &'a World, address: &str, words: &[&str]) -> Self {
         let mut command = world.command(&["--json", "serve", "--listen", address]);
         Self::run(world, command.args(words), None)
+    }
+
+    /// The same over TLS, with the certificate that this authority gave servers.
+    #[track_caller]
+    pub(crate) fn start_secured(
+        world: &'a World,
+        address: &str,
+        authority: &Authority,
+        words: &[&str],
+    ) -> Self {
+        let (certificate, key) = (
+            authority.file("server-cert.pem"),
+            authority.file("server-key.pem"),
+        );
+        let with_tls = ["--tls-cert", &certificate, "--tls-key", &key];
+        Self::start_at(world, address, &[&with_tls, words].concat())
     }
 
     /// The same on a socket of its own, when nobody reads its standard error any more.

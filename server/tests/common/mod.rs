@@ -5,6 +5,8 @@
     reason = "each test binary uses a part of this"
 )]
 
+pub mod authority;
+
 use std::io::{Read, Write};
 use std::net::{SocketAddr, TcpStream};
 use std::os::unix::net::UnixStream;

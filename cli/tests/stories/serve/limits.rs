@@ -10,7 +10,7 @@ use nbd_server::wire::option_reply::{OptionReply, ReplyBody};
 use nbd_server::wire::request::{CommandFlags, Request};
 
 use super::{MINUTE, history};
-use crate::certificates::Authority;
+use crate::authority::Authority;
 use crate::serving::Serving;
 use crate::world::{NOON, TestDomain, World, disk, wait_until};
 
@@ -116,18 +116,21 @@ fn ask_on_and_on(mut client: Handle, content: &[u8], answered: &AtomicU64) {
 fn sigterm_ends_a_server_in_order_while_clients_ask_on_and_on_over_unix_tcp_and_tls() {
     let world = World::new();
     let history = history(&world);
-    let authority = Authority::new(&world, "ours");
-    let [certificate, key] = authority.sign("server");
-    let tls = ["--tls-cert", &certificate, "--tls-key", &key];
-    let socket = format!("unix:{}", world.text("socket"));
+    let authority = Authority::new();
     let secured = Tls::require(authority.folder());
-    for (address, words, builder) in [
-        (&socket[..], &[][..], Builder::new()),
-        ("127.0.0.1:0", &[], Builder::new()),
-        ("localhost:0", &tls, Builder::new().tls(secured)),
+    for (serving, builder) in [
+        (Serving::start(&world, &[]), Builder::new()),
+        (
+            Serving::start_at(&world, "127.0.0.1:0", &[]),
+            Builder::new(),
+        ),
+        (
+            Serving::start_secured(&world, "localhost:0", &authority, &[]),
+            Builder::new().tls(secured),
+        ),
     ] {
-        let serving = Serving::start_at(&world, address, words);
-        let endpoint = Endpoint::uri(serving.uri("web1/vda@latest"));
+        let uri = serving.uri("web1/vda@latest");
+        let endpoint = Endpoint::uri(&uri);
         let clients: Vec<Handle> = (0..3)
             .map(|_| builder.connect(&endpoint).unwrap())
             .collect();
@@ -139,7 +142,7 @@ fn sigterm_ends_a_server_in_order_while_clients_ask_on_and_on_over_unix_tcp_and_
             wait_until("busy", || answered.load(Ordering::Relaxed) > 200);
             // With exit code 0: nobody was cut.
             let said = serving.end("-TERM");
-            assert!(!said.contains("lost"), "{address}: {said}");
+            assert!(!said.contains("lost"), "{uri}: {said}");
         });
     }
 }

@@ -5,7 +5,7 @@ use std::os::unix::fs::PermissionsExt;
 use std::process::{Command, Stdio};
 
 use super::history;
-use crate::certificates::Authority;
+use crate::authority::Authority;
 use crate::serving::Serving;
 use crate::world::{Ran, TestDomain, World, disk, tool, wait_until};
 
@@ -78,28 +78,51 @@ fn addresses_that_make_no_sense_are_refused() {
     child.wait().unwrap();
 }
 
-#[test]
-fn other_machines_are_served_over_tls() {
-    let world = World::new();
-    let history = history(&world);
-    let authority = Authority::new(&world, "ours");
-    let [certificate, key] = authority.sign("server");
-    let with_tls = ["--tls-cert", &certificate, "--tls-key", &key];
-    let serving = Serving::start_at(&world, "0.0.0.0:0", &with_tls);
-    let copy = world.text("copy.raw");
-    let of = |scheme: &str, words: &str| {
-        let uri = format!(
-            "{scheme}://localhost:{}/web1/vda@latest{words}",
+/// How clients read the first disk of `web1` over TLS, with the certificates in a folder: `nbdcopy` and
+/// QEMU, into this file.
+fn read_with(program: &str, serving: &Serving<'_>, folder: &str, copy: &str) -> Ran {
+    let mut command = Command::new(program);
+    if program == "nbdcopy" {
+        command.arg(format!(
+            "nbds://localhost:{}/web1/vda@latest?tls-certificates={folder}",
+            serving.port()
+        ));
+    } else {
+        let credentials = format!("tls-creds-x509,id=tls,endpoint=client,dir={folder}");
+        let image = format!(
+            "driver=raw,file.driver=nbd,file.server.type=inet,file.server.host=localhost,\
+             file.server.port={},file.export=web1/vda@latest,file.tls-creds=tls",
             serving.port()
         );
-        Ran::of(Command::new("nbdcopy").args([&uri, &copy]))
-    };
-    let certificates = format!("?tls-certificates={}", authority.trusted_in("client"));
-    let copied = of("nbds", &certificates);
-    assert_eq!(copied.code, 0, "{copied:#?}");
-    assert!(std::fs::read(&copy).unwrap() == history[2]);
-    assert_ne!(of("nbd", "").code, 0, "plain text is refused");
+        command.args(["convert", "--object", &credentials, "--image-opts", &image]);
+        command.args(["-O", "raw"]);
+    }
+    Ran::of(command.arg(copy))
+}
 
+const READERS: [&str; 2] = ["nbdcopy", "qemu-img"];
+
+#[test]
+fn other_machines_are_served_over_tls_and_see_that_it_is_the_right_server() {
+    let world = World::new();
+    let history = history(&world);
+    let (ours, foreign) = (Authority::new(), Authority::new());
+    let serving = Serving::start_secured(&world, "0.0.0.0:0", &ours, &[]);
+    let copy = world.text("copy.raw");
+    let (trusting, mistaken) = (ours.anonymous_client(), foreign.anonymous_client());
+    for reader in READERS {
+        let copied = read_with(reader, &serving, &trusting.folder(), &copy);
+        assert_eq!(copied.code, 0, "{copied:#?}");
+        assert!(std::fs::read(&copy).unwrap()[..history[2].len()] == history[2]);
+        let refused = read_with(reader, &serving, &mistaken.folder(), &copy);
+        assert_ne!(refused.code, 0, "{refused:#?}");
+        assert!(refused.stderr.contains("certificate"), "{refused:#?}");
+    }
+    let plain = format!("nbd://localhost:{}/web1/vda@latest", serving.port());
+    let plain_text = Ran::of(Command::new("nbdcopy").args([&plain, &copy]));
+    assert_ne!(plain_text.code, 0, "{plain_text:#?}");
+
+    let (certificate, key) = (ours.file("server-cert.pem"), ours.file("server-key.pem"));
     let half = world.run(&["serve", "--tls-cert", &certificate]);
     half.refused(2, "--tls-key");
     let missing = ["serve", "--tls-cert", "nowhere.pem", "--tls-key", &key];
@@ -111,54 +134,31 @@ fn only_clients_with_a_certificate_of_the_chosen_authority_read_over_tls() {
     let world = World::new();
     let content = disk(1);
     world.add(TestDomain::web1(&content));
-    let (ours, foreign) = (
-        Authority::new(&world, "ours"),
-        Authority::new(&world, "foreign"),
-    );
-    let [certificate, key] = ours.sign("server");
-    ours.sign("client");
-    let without = ours.trusted_in("without");
-    let impostor = ours.trusted_in("impostor");
-    for file in foreign.sign("client") {
-        let name = file.rsplit_once('/').unwrap().1;
-        std::fs::copy(&file, world.path("impostor").join(name)).unwrap();
-    }
-    let options = [
-        "--tls-cert",
-        &certificate,
-        "--tls-key",
-        &key,
-        "--tls-client-ca",
-        &ours.file("ca-cert.pem"),
+    let (ours, foreign) = (Authority::new(), Authority::new());
+    let right = ours.folder();
+    let wrong = [
+        (ours.anonymous_client(), "no certificate"),
+        (ours.client_of(&foreign), "BadSignature"),
+        // QEMU does not even try.
+        (ours.expired_client(), "Expired"),
     ];
-    let serving = Serving::start_at(&world, "localhost:0", &options);
+    let only_ours = ["--tls-client-ca", &ours.file("ca-cert.pem")];
+    let serving = Serving::start_secured(&world, "localhost:0", &ours, &only_ours);
     let copy = world.text("copy.raw");
-    let nbdcopy = |certificates: &str| {
-        let point = serving.uri("web1/vda@latest");
-        let uri = format!("{point}?tls-certificates={certificates}");
-        Ran::of(Command::new("nbdcopy").args([&uri, &copy]))
-    };
-    let qemu_img = |certificates: &str| {
-        let credentials = format!("tls-creds-x509,id=tls,endpoint=client,dir={certificates}");
-        let image = format!(
-            "driver=raw,file.driver=nbd,file.server.type=inet,file.server.host=localhost,\
-             file.server.port={},file.export=web1/vda@latest,file.tls-creds=tls",
-            serving.port()
-        );
-        let mut qemu = Command::new("qemu-img");
-        qemu.args(["convert", "--object", &credentials, "--image-opts", &image]);
-        Ran::of(qemu.args(["-O", "raw", &copy]))
-    };
-    let read_with: [&dyn Fn(&str) -> Ran; 2] = [&nbdcopy, &qemu_img];
-    for read in read_with {
-        let read_by_us = read(&ours.folder());
-        assert_eq!(read_by_us.code, 0, "{read_by_us:#?}");
-        assert!(std::fs::read(&copy).unwrap()[..content.len()] == content);
-        std::fs::remove_file(&copy).unwrap();
-        for wrong in [&without, &impostor] {
-            assert_ne!(read(wrong).code, 0, "{wrong}");
+    for reader in READERS {
+        for (client, _) in &wrong {
+            let refused = read_with(reader, &serving, &client.folder(), &copy);
+            assert_ne!(refused.code, 0, "{refused:#?}");
             assert!(!world.path("copy.raw").exists() || std::fs::read(&copy).unwrap() != content);
         }
+        let read = read_with(reader, &serving, &right, &copy);
+        assert_eq!(read.code, 0, "{read:#?}");
+        assert!(std::fs::read(&copy).unwrap()[..content.len()] == content);
+        std::fs::remove_file(&copy).unwrap();
+    }
+    let said = serving.end("-TERM");
+    for (_, reason) in wrong {
+        assert!(said.contains(reason), "{reason}: {said}");
     }
 }
 
