@@ -3,7 +3,7 @@
 mod common;
 
 use std::fs;
-use std::io::{Read, Write};
+use std::io::Write;
 use std::net::{Ipv4Addr, SocketAddr};
 use std::os::unix::net::UnixStream;
 use std::path::PathBuf;
@@ -12,6 +12,7 @@ use std::sync::{Arc, Mutex};
 use std::time::Duration;
 
 use common::authority::Authority;
+use common::secured::start_tls;
 use common::{Client, MIB, Served, contexts, info, pattern, run};
 use nbd_server::wire::option::ClientOption;
 use nbd_server::wire::option_reply::{OptionError, ReplyBody};
@@ -21,36 +22,10 @@ use nbd_server::{
     Client as Asking, Error, Export, ExportError, ExportMap, Exports, Limits, Listener, Listing,
     MemoryDisk, OpenError, Running, Server, Tls, TlsMode,
 };
+use rustls::pki_types::CertificateDer;
 use rustls::pki_types::pem::PemObject;
-use rustls::pki_types::{CertificateDer, ServerName};
-use rustls::{ClientConfig, ClientConnection, RootCertStore, StreamOwned};
 use serde_json::Value;
 use tempfile::TempDir;
-
-impl Authority {
-    fn tls(&self) -> Tls {
-        let (certificate, key) = (self.file("server-cert.pem"), self.file("server-key.pem"));
-        Tls::new(certificate, key).expect("a certificate and its key")
-    }
-
-    fn tls_for_clients_of(&self, other: &Authority) -> Tls {
-        let (certificate, key) = (self.file("server-cert.pem"), self.file("server-key.pem"));
-        Tls::verifying_clients(certificate, key, other.file("ca-cert.pem")).expect("certificates")
-    }
-
-    fn client_config(&self) -> Arc<ClientConfig> {
-        let mut roots = RootCertStore::empty();
-        let ca = CertificateDer::from_pem_file(self.file("ca-cert.pem")).expect("a certificate");
-        roots.add(ca).expect("an authority");
-        let provider = Arc::new(rustls::crypto::ring::default_provider());
-        let config = ClientConfig::builder_with_provider(provider)
-            .with_safe_default_protocol_versions()
-            .expect("versions")
-            .with_root_certificates(roots)
-            .with_no_client_auth();
-        Arc::new(config)
-    }
-}
 
 fn disk() -> MemoryDisk {
     let disk = MemoryDisk::new(64 * MIB);
@@ -305,19 +280,6 @@ fn where_tls_is_allowed_the_client_chooses() {
         let about = run("nbdinfo", &["--json", &uri]);
         let about: Value = serde_json::from_str(&about).expect("JSON");
         assert_eq!(about["TLS"], tls);
-    }
-}
-
-/// The client after `NBD_OPT_STARTTLS`.
-fn start_tls<S: Read + Write>(
-    mut client: Client<S>,
-    authority: &Authority,
-) -> Client<StreamOwned<ClientConnection, S>> {
-    client.accepted(&ClientOption::StartTls);
-    let name = ServerName::try_from("localhost").expect("a name");
-    let connection = ClientConnection::new(authority.client_config(), name).expect("a client");
-    Client {
-        stream: StreamOwned::new(connection, client.stream),
     }
 }
 

@@ -6,6 +6,8 @@
 )]
 
 pub mod authority;
+#[cfg(feature = "tls")]
+pub mod secured;
 
 use std::io::{Read, Write};
 use std::net::{SocketAddr, TcpStream};
