@@ -14,6 +14,7 @@ mod directory;
 mod forget;
 mod interrupted;
 mod listing;
+mod manual;
 mod mount;
 mod onto;
 mod repair;

@@ -1,6 +1,8 @@
 //! Points as files in a mounted directory. Where `/dev/fuse` is missing or forbidden, as in many
 //! containers, these stories say so and are skipped.
 
+mod tables;
+
 use std::io::{BufRead, BufReader, Read};
 use std::os::unix::fs::{FileExt, MetadataExt};
 use std::process::{Child, Command, Stdio};
