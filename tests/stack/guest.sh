@@ -5,6 +5,8 @@
 # usage: tests/stack/guest.sh build                       build it; prints its directory
 #        tests/stack/guest.sh disk FILE SIZE [CONTENT]    make FILE a qcow2 disk with an ext4 file
 #                                                         system that holds the directory CONTENT
+#        tests/stack/guest.sh bootable FILE               make FILE a raw disk that boots the guest by
+#                                                         itself: boot loader, kernel, initramfs
 #        tests/stack/guest.sh wait DOMAIN [SECONDS]       until its agent answers (default 60)
 #        tests/stack/guest.sh run DOMAIN COMMAND          run a shell command in the guest: its output
 #                                                         and exit code become this program's
@@ -130,6 +132,19 @@ disk() {
     qemu-img convert -f raw -O qcow2 "$raw" "$file"
 }
 
+bootable() {
+    local file=$1 directory
+    directory=$(build)
+    (
+        PATH=$PATH:/usr/sbin:/sbin
+        mkfs.vfat -C "$file" 32768 >/dev/null
+        printf '%s\n' 'DEFAULT guest' 'LABEL guest' 'LINUX vmlinuz' 'INITRD initrd' \
+            'APPEND console=ttyS0 quiet panic=1' | mcopy -i "$file" - ::syslinux.cfg
+        mcopy -i "$file" "$directory"/{vmlinuz,initrd} ::
+        syslinux --install "$file"
+    )
+}
+
 # --- talking to it -------------------------------------------------------------------------------
 
 agent() { virsh qemu-agent-command "$1" --timeout 10 "$2"; }
@@ -162,6 +177,7 @@ case ${1-}/$# in
     --help/* | -h/*) usage ;;
     build/1) build ;;
     disk/[34]) disk "${@:2}" ;;
+    bootable/2) bootable "$2" ;;
     wait/[23]) wait_for_agent "${@:2}" ;;
     run/3) run "${@:2}" ;;
     *) usage >&2; exit 2 ;;

@@ -24,7 +24,8 @@ readonly RUST_MIN
 build=(ca-certificates make gcc libc6-dev pkg-config libvirt-dev libnbd-dev)
 demo=(libvirt-daemon-system libvirt-clients qemu-system-x86 qemu-utils iproute2 busybox-static
     cpio kmod xz-utils e2fsprogs jq)
-test=(nbdkit libnbd-bin nbd-client openssl valgrind g++ python3 fio fuse3 systemd fdisk xfsprogs)
+test=(nbdkit libnbd-bin nbd-client openssl valgrind g++ python3 fio fuse3 systemd fdisk xfsprogs
+    dosfstools mtools syslinux)
 
 usage() { sed -n '3,/^$/{s/^# \{0,1\}//;p}' "$0"; }
 say() { echo "install: $*"; }

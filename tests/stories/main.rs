@@ -9,6 +9,7 @@ mod boot_space;
 mod boot_trouble;
 mod cost;
 mod defined;
+mod from_disk;
 mod guest;
 mod moment;
 mod names;
