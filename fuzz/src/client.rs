@@ -8,10 +8,9 @@ use arbitrary::Arbitrary;
 use nbd_server::wire::handshake::ClientFlags;
 use nbd_server::wire::option::{ClientOption, ContextRequest, InfoRequest, OptionHeader};
 use nbd_server::wire::request::{Command, CommandFlags, Request};
-use nbd_server::{ExportMap, Limits, MemoryDisk};
+use nbd_server::{ExportMap, Limits};
 
-/// The disk that clients get.
-pub const DISK_BYTES: u64 = 1 << 20;
+use crate::disk::{DISK_BYTES, Disk, own_context};
 
 /// One option of the handshake.
 #[derive(Arbitrary, Debug)]
@@ -65,8 +64,10 @@ pub enum Name {
 pub enum Query {
     /// `base:allocation`
     Allocation,
+    /// A context of the export's own.
+    Own(u8),
     /// All of a namespace.
-    Base,
+    Namespace { own: bool },
     /// Any other.
     Other(String),
 }
@@ -120,23 +121,40 @@ pub fn handshake(flags: Option<[u8; 4]>, said: &[Said]) -> Vec<u8> {
     bytes
 }
 
-/// The bytes of a client that reaches the transmission phase and sends these requests, the data of
-/// writes included, and how many of them are whole.
-pub fn session(structured: bool, contexts: bool, sent: &[Sent]) -> (Vec<u8>, usize) {
+/// A client that reaches the transmission phase.
+pub struct Session {
+    /// What it says, the data of writes included.
+    pub bytes: Vec<u8>,
+    /// What it asks for; cookies are [`FIRST_COOKIE`] and those that follow.
+    pub requests: Vec<Request>,
+    /// How many of them are whole.
+    pub whole: usize,
+}
+
+/// No accident: what is no request may look like one.
+pub const FIRST_COOKIE: u64 = 0x0bad_c00c_1e00_0000;
+
+/// A client that selects contexts, chooses the disk and sends these requests.
+pub fn session(structured: bool, contexts: Vec<Query>, sent: &[Sent]) -> Session {
     let mut asked = Vec::new();
     if structured {
         asked.push(Said::Option(Asked::StructuredReply));
     }
-    if contexts {
-        asked.push(Said::Option(Asked::SetContexts(
-            Name::Disk,
-            vec![Query::Allocation],
-        )));
+    if !contexts.is_empty() {
+        asked.push(Said::Option(Asked::SetContexts(Name::Disk, contexts)));
     }
     asked.push(Said::Option(Asked::Go(Name::Disk, Vec::new())));
-    let mut bytes = handshake(None, &asked);
-    let mut whole = 0;
-    for (sent, cookie) in sent.iter().zip(0..) {
+    let mut session = Session {
+        bytes: handshake(None, &asked),
+        requests: Vec::new(),
+        whole: 0,
+    };
+    let Session {
+        bytes,
+        requests,
+        whole,
+    } = &mut session;
+    for (sent, cookie) in sent.iter().zip(FIRST_COOKIE..) {
         let request = match sent {
             Sent::Near {
                 command,
@@ -168,15 +186,16 @@ pub fn session(structured: bool, contexts: bool, sent: &[Sent]) -> (Vec<u8>, usi
             }
         };
         bytes.extend(request.encode());
+        requests.push(request);
         match request.command {
             Command::Disconnect => break,
             Command::Write if request.length > WRITE_BYTES_MAX => break,
             Command::Write => bytes.resize(bytes.len() + request.length as usize, 0x5a),
             _ => {}
         }
-        whole += 1;
+        *whole += 1;
     }
-    (bytes, whole)
+    session
 }
 
 /// No more than this is sent along with a write; one that announces more is cut short.
@@ -223,7 +242,9 @@ impl Query {
     fn text(&self) -> String {
         match self {
             Self::Allocation => "base:allocation".to_owned(),
-            Self::Base => "base:".to_owned(),
+            Self::Own(number) => own_context(*number),
+            Self::Namespace { own: false } => "base:".to_owned(),
+            Self::Namespace { own: true } => "own:".to_owned(),
             Self::Other(query) => query.clone(),
         }
     }
@@ -231,7 +252,7 @@ impl Query {
 
 /// One export, `disk`.
 pub fn exports() -> ExportMap {
-    ExportMap::new().with("disk", Arc::new(MemoryDisk::new(DISK_BYTES)))
+    ExportMap::new().with("disk", Arc::new(Disk::new()))
 }
 
 /// Limits under which nothing waits.

@@ -10,6 +10,7 @@
 #![forbid(unsafe_code)]
 
 pub mod client;
+pub mod disk;
 pub mod index_file;
 pub mod memory;
 pub mod objects;
