@@ -24,10 +24,23 @@ type Hook = Box<dyn FnOnce() + Send>;
 struct Hooked {
     inner: Arc<LocalStorage>,
     hook: Arc<Mutex<Option<(Moment, Hook)>>>,
+    seen: Moments,
 }
 
+/// All moments there were.
+pub(crate) type Moments = Arc<Mutex<Vec<Moment>>>;
+
 impl Hooked {
+    fn on(path: &Path, hook: Option<(Moment, Hook)>) -> Self {
+        Self {
+            inner: Arc::new(LocalStorage::new(path)),
+            hook: Arc::new(Mutex::new(hook)),
+            seen: Moments::default(),
+        }
+    }
+
     fn reach(&self, moment: Moment) {
+        self.seen.lock().unwrap().push(moment);
         let hook = {
             let mut hook = self.hook.lock().unwrap();
             match &*hook {
@@ -57,10 +70,18 @@ pub(crate) fn hooked_with(
     hook: impl FnOnce() + Send + 'static,
     env: Env,
 ) -> Repository {
-    let storage = Hooked {
-        inner: Arc::new(LocalStorage::new(path)),
-        hook: Arc::new(Mutex::new(Some((moment, Box::new(hook))))),
-    };
+    let storage = Hooked::on(path, Some((moment, Box::new(hook))));
+    open(path, storage, env)
+}
+
+/// The repository as another process has it open, of which every moment is noted.
+pub(crate) fn noted(path: &Path) -> (Repository, Moments) {
+    let storage = Hooked::on(path, None);
+    let seen = Arc::clone(&storage.seen);
+    (open(path, storage, Env::system()), seen)
+}
+
+fn open(path: &Path, storage: Hooked, env: Env) -> Repository {
     let parts = Parts {
         storage: Arc::new(storage),
         index: Arc::new(LocalFiles::new(path)),

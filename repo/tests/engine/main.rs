@@ -17,6 +17,7 @@ mod histories;
 mod hooked;
 mod last_copy;
 mod leases;
+mod moved;
 mod note;
 mod parents;
 mod prune;
