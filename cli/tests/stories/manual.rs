@@ -1,7 +1,7 @@
 //! The lines of the manual that lead to one lost file, or to a whole disk, typed as they stand there:
-//! `doc/restore-files.md`, and what README says of `serve` and `mount`.
+//! `doc/restore-files.md`, and what README says of `serve`, `mount` and systemd.
 //!
-//! They are typed by root into a shell that has its own `/mnt`, `/root`, `/run`, `/tmp` and `/var/tmp`. Where
+//! They are typed by root into a shell that has its own `/mnt`, `/root`, `/run`, `/srv`, `/tmp` and `/var/tmp`. Where
 //! that cannot be, or a tool is missing, the stories say so and are skipped.
 
 use std::path::Path;
@@ -9,10 +9,14 @@ use std::process::Command;
 
 use virtkeep_repo::FileRole;
 
-use crate::world::{NOON, Ran, TestDomain, World, tool};
+use crate::world::{NOON, Ran, TestDomain, World, disk, tool};
 
 const MANUAL: &str = include_str!("../../../doc/restore-files.md");
 const README: &str = include_str!("../../../README.md");
+
+/// The times of two points: 2026-11-22T22:11:07 and 2026-11-23T01:08:30.
+const LATE: u64 = NOON + 40_267_000;
+const LATER: u64 = NOON + 50_910_000;
 
 /// What somebody types, and what the manual says that comes of it; nothing if it does not matter.
 struct Typed {
@@ -46,6 +50,7 @@ fn first_block(text: &str, words: &str) -> Vec<Typed> {
                 last.line.insert_str(end, &format!("{line}\n"));
             }
             Some(line) => last.line.push_str(&format!(" <<END\n{line}\nEND\n")),
+            None if line.starts_with("> ") => last.line.push_str(&format!("\n{}", &line[2..])),
             None => last.printed.push_str(&format!("{line}\n")),
         }
     }
@@ -85,11 +90,10 @@ fn tool_is_here(tool: &str) -> bool {
 }
 
 /// What to wait for after a line that goes on in the background, as people do.
-fn sign_of(line: &str) -> &str {
-    if line.starts_with("virtkeep") {
-        "grep -q 'Ctrl-C ends it' $said"
-    } else {
-        "[ -e /mnt/overlay/nbd ]"
+fn sign_of(line: &str) -> String {
+    match line.split(' ').find(|word| word.starts_with("/mnt/")) {
+        Some(place) if line.starts_with("nbdfuse") => format!("[ -f {place} -o -f {place}/nbd ]"),
+        _ => "grep -q 'Ctrl-C ends it' $said".to_owned(),
     }
 }
 
@@ -101,14 +105,14 @@ fn type_all(world: &World, lines: Vec<Typed>) -> Vec<String> {
          PATH=/mnt/bin:$PATH:/usr/sbin:/sbin\n\
          export TZ=UTC VIRTKEEP_REPO=/mnt/story/repo LIBGUESTFS_CACHEDIR=/mnt/cache\n\
          export LIBGUESTFS_BACKEND=direct LIBGUESTFS_BACKEND_SETTINGS=force_tcg\n\
-         mkdir {world}/root {world}/run {world}/tmp {world}/var-tmp\n\
+         mkdir -p {world}/root {world}/run {world}/srv {world}/tmp {world}/var-tmp\n\
          mount -t tmpfs none /mnt\n\
          mkdir /mnt/story /mnt/cache /mnt/bin\n\
          touch /mnt/bin/virtkeep\n\
          mount --bind {program} /mnt/bin/virtkeep\n\
          mount --bind {world} /mnt/story\n\
          mount --bind /var/tmp /mnt/cache\n\
-         for place in root run tmp var-tmp; do mount --bind /mnt/story/$place /${{place/-//}}; done\n\
+         for place in root run srv tmp var-tmp; do mount --bind /mnt/story/$place /${{place/-//}}; done\n\
          cd /root\n",
         program = env!("CARGO_BIN_EXE_virtkeep"),
         world = world.path("").display(),
@@ -171,8 +175,7 @@ fn web1(world: &World) {
          umount mounted",
     );
     let disk = std::fs::read(world.path("disk")).unwrap();
-    let (late, later) = (NOON + 40_267_000, NOON + 50_910_000);
-    for time in [late, later] {
+    for time in [LATE, LATER] {
         let xml: &[u8] = b"<domain/>";
         world.add(TestDomain {
             time,
@@ -297,6 +300,15 @@ fn guestfish_finds_file_systems_in_partitions_and_in_lvm() {
     assert!(said.contains(&"# of web1\n".to_owned()), "{said:?}");
 }
 
+const ID_IN_README: &str = "a68922a9";
+
+/// What the repository is called in the names of sockets.
+fn short_id(world: &World) -> String {
+    let config = std::fs::read_to_string(world.path("repo/config.toml")).unwrap();
+    let (_, id) = config.split_once("repository_id = \"").unwrap();
+    id[..8].to_owned()
+}
+
 #[test]
 fn what_serve_prints_gives_the_list_and_the_disk() {
     if !can_type(&[]) {
@@ -306,10 +318,8 @@ fn what_serve_prints_gives_the_list_and_the_disk() {
     web1(&world);
     let mut lines = first_block(README, "Or restore nothing at all.");
     lines[0].line += " &";
-    // The repository has another id.
-    let config = std::fs::read_to_string(world.path("repo/config.toml")).unwrap();
-    let (_, id) = config.split_once("repository_id = \"").unwrap();
-    lines[0].printed = lines[0].printed.replace("a68922a9", &id[..8]);
+    let id = short_id(&world);
+    lines[0].printed = lines[0].printed.replace(ID_IN_README, &id);
     let printed = lines[0].printed.clone();
     let told = |what: &str| {
         printed
@@ -341,4 +351,57 @@ fn three_lines_of_readme_lead_to_one_file() {
     lines.insert(0, "mkdir /mnt/points /mnt/web1".into());
     lines.push("cat fstab".into());
     assert_eq!(type_all(&world, lines)[4], "# of web1\n");
+}
+
+#[test]
+fn a_replica_follows_a_disk_by_what_has_changed() {
+    if !can_type(&[]) {
+        return;
+    }
+    let world = World::new();
+    // It has grown since; one place has been written, another one zeroed.
+    let old = disk(1);
+    let mut new = old.clone();
+    new[5 << 20..(5 << 20) + 9].fill(9);
+    new[3 << 20..(4 << 20) - 7].fill(0);
+    new.resize(14 << 20, 0);
+    new[13 << 20] = 1;
+    for (time, content) in [(LATE, &old), (LATER, &new)] {
+        world.add(TestDomain {
+            time,
+            ..TestDomain::web1(content)
+        });
+    }
+    std::fs::create_dir_all(world.path("srv/replica")).unwrap();
+    std::fs::write(world.path("srv/replica/web1.raw"), &old).unwrap();
+    let mut lines = first_block(README, "### A replica");
+    for Typed { line, .. } in &mut lines {
+        *line = line.replace(ID_IN_README, &short_id(&world));
+    }
+    lines.insert(0, "virtkeep serve &".into());
+    type_all(&world, lines);
+    assert!(std::fs::read(world.path("srv/replica/web1.raw")).unwrap() == new);
+}
+
+#[test]
+fn systemd_understands_the_units() {
+    let world = World::bare();
+    let mut names = Vec::new();
+    for section in README.split("`/etc/systemd/system/").skip(1) {
+        let Some((name, unit)) = section.split_once("`:\n\n```ini\n") else {
+            continue;
+        };
+        let (unit, _) = unit.split_once("```").unwrap();
+        // It is nowhere else yet.
+        let unit = unit.replace("/usr/local/bin/virtkeep", env!("CARGO_BIN_EXE_virtkeep"));
+        std::fs::write(world.path(name), unit).unwrap();
+        names.push(world.text(name));
+    }
+    assert_eq!(names.len(), 4, "{names:?}");
+    let verified = Ran::of(Command::new("systemd-analyze").arg("verify").args(&names));
+    assert_eq!(
+        (verified.code, &verified.stderr[..]),
+        (0, ""),
+        "{verified:#?}"
+    );
 }
