@@ -155,7 +155,10 @@ pub struct Features {
     /// [`Export::cache`] does something.
     pub cache: bool,
     /// Whoever opens the same name meanwhile gets the same data, and a flush on one connection covers
-    /// the others: a client may spread its requests over several connections.
+    /// what was answered on the others: a client may spread its requests over several connections
+    /// ("`NBD_FLAG_CAN_MULTI_CONN`"). One value of an export can promise that if its
+    /// [`flush`](Export::flush) covers all writes; not if the name may come to mean another disk. Where
+    /// it is not promised, clients make do with one connection, which costs speed and never data.
     pub multi_conn: bool,
     /// Seeking is expensive.
     pub rotational: bool,

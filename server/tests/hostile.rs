@@ -2,6 +2,7 @@
 
 mod common;
 
+use std::collections::VecDeque;
 use std::io::{Read, Write};
 use std::net::Shutdown;
 use std::time::Duration;
@@ -15,7 +16,7 @@ use nbd_server::{
 };
 use proptest::prelude::*;
 use std::sync::Arc;
-use std::sync::atomic::{AtomicUsize, Ordering};
+use std::sync::atomic::{AtomicBool, AtomicUsize, Ordering};
 
 fn disk() -> MemoryDisk {
     let disk = MemoryDisk::new(64 * MIB);
@@ -198,6 +199,72 @@ fn a_flood_of_connections_shuts_out_neither_those_inside_nor_the_next() {
     let running = served.running.as_ref().expect("running");
     assert!(running.connections() <= 8);
     drop(flood);
+}
+
+#[test]
+fn those_inside_read_on_while_bad_clients_of_every_kind_come_and_go() {
+    let mut limits = impatient();
+    limits.connections_max = 16;
+    let served = serve(limits);
+    let content = pattern(40 << 20);
+    let mut good: Vec<Client> = (0..4).map(|_| served.session()).collect();
+    let mut slow: Vec<Client> = (0..4).map(|_| served.session()).collect();
+    let (done, came) = (AtomicBool::new(false), AtomicUsize::new(0));
+    std::thread::scope(|scope| {
+        let end = OnDrop(&done);
+        for client in &mut slow {
+            for cookie in 0..64 {
+                client.send(Command::Read, cookie, 0, 32 << 20);
+            }
+            // A byte now and then.
+            scope.spawn(|| {
+                while !done.load(Ordering::Relaxed) {
+                    let _ = client.stream.read(&mut [0]);
+                    std::thread::sleep(Duration::from_millis(5));
+                }
+            });
+        }
+        let come_and_go = || {
+            let last_word = [&b""[..], b"\0\0\0\x03", b"\0\0\0\x03IHAVE", &[0xff; 99]];
+            let mut staying = VecDeque::new();
+            while !done.load(Ordering::Relaxed) {
+                let mut stream = served.connect();
+                let count = came.fetch_add(1, Ordering::Relaxed);
+                let _ = stream.write_all(last_word[count % last_word.len()]);
+                staying.push_back(stream);
+                if staying.len() > 20 {
+                    staying.pop_front();
+                }
+            }
+        };
+        scope.spawn(come_and_go);
+        scope.spawn(come_and_go);
+        const LEN: usize = 256 << 10;
+        let mut at = 0;
+        while came.load(Ordering::Relaxed) < 2000 || at < 400 {
+            for client in &mut good {
+                at += 1;
+                let offset = at * 7919 % (39 << 20);
+                client.send(Command::Read, at as u64, offset as u64, LEN as u32);
+                let (_, cookie, bytes) = client.reply();
+                assert_eq!(cookie, at as u64);
+                assert!(bytes == content[offset..offset + LEN]);
+            }
+        }
+        drop(end);
+    });
+    drop(slow);
+    served.wait_for_connections(4);
+    served.session().assert_served();
+}
+
+/// Ends what goes on beside, also when something was not as it should be.
+struct OnDrop<'a>(&'a AtomicBool);
+
+impl Drop for OnDrop<'_> {
+    fn drop(&mut self) {
+        self.0.store(true, Ordering::Relaxed);
+    }
 }
 
 #[test]

@@ -454,3 +454,54 @@ fn each_command_reaches_the_export_with_its_flags() {
         assert_eq!(noted.join(", "), expected, "{command:?} {flags}");
     }
 }
+
+/// A disk that forgets in a power failure what was not flushed.
+#[derive(Default)]
+struct Volatile {
+    written: Mutex<Vec<u8>>,
+    stable: Mutex<Vec<u8>>,
+}
+
+impl Export for Volatile {
+    fn size(&self) -> u64 {
+        4
+    }
+    fn features(&self) -> Features {
+        Features {
+            writable: true,
+            multi_conn: true,
+            ..Features::default()
+        }
+    }
+    fn read(&self, _: u64, buffer: &mut [u8]) -> Result<(), ExportError> {
+        buffer.copy_from_slice(&self.written.lock().expect("unpoisoned"));
+        Ok(())
+    }
+    fn write(&self, _: u64, data: &[u8]) -> Result<(), ExportError> {
+        *self.written.lock().expect("unpoisoned") = data.to_vec();
+        Ok(())
+    }
+    fn flush(&self) -> Result<(), ExportError> {
+        *self.stable.lock().expect("unpoisoned") = self.written.lock().expect("unpoisoned").clone();
+        Ok(())
+    }
+}
+
+#[test]
+fn what_was_answered_on_one_connection_is_read_and_flushed_on_another() {
+    let disk = Arc::new(Volatile::default());
+    let served = Served::start(
+        ExportMap::new().with("disk", disk.clone()),
+        Limits::default(),
+    );
+    let (mut one, mut other) = (served.session(), served.session());
+    one.send(Command::Write, 1, 0, 4);
+    one.stream.write_all(b"data").expect("sent");
+    assert_eq!(one.reply().0, simple(None));
+    other.send(Command::Read, 2, 0, 4);
+    assert_eq!(other.reply().2, b"data");
+    // It has written nothing itself.
+    other.send(Command::Flush, 3, 0, 0);
+    assert_eq!(other.reply().0, simple(None));
+    assert_eq!(*disk.stable.lock().expect("unpoisoned"), b"data");
+}
