@@ -51,13 +51,15 @@ impl Default for Options {
     }
 }
 
-/// How much of a file system must stay free: the larger of the two.
+/// How much of a file system must stay free: a share of it, within bounds.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct ScratchReserve {
     /// Percent of the file system's size.
     pub percent: u8,
-    /// Bytes.
+    /// At least so many bytes.
     pub bytes: u64,
+    /// So many bytes at most, unless that is less than `bytes`.
+    pub bytes_max: u64,
 }
 
 impl Default for ScratchReserve {
@@ -65,6 +67,9 @@ impl Default for ScratchReserve {
         Self {
             percent: 5,
             bytes: 2 << 30,
+            // It has to outlast what guests write until somebody notices, which does not grow with the file system:
+            // at 100 MiB a second this is more than eight minutes.
+            bytes_max: 50 << 30,
         }
     }
 }
@@ -72,6 +77,8 @@ impl Default for ScratchReserve {
 impl ScratchReserve {
     /// Bytes to keep free on a file system of this size.
     pub fn of(&self, size_bytes: u64) -> u64 {
-        (size_bytes / 100 * u64::from(self.percent)).max(self.bytes)
+        (size_bytes / 100 * u64::from(self.percent))
+            .min(self.bytes_max)
+            .max(self.bytes)
     }
 }

@@ -236,6 +236,7 @@ mod tests {
         let reserve = ScratchReserve {
             percent: 0,
             bytes: u64::MAX,
+            bytes_max: 0,
         };
         let error = scratch(None, Some(dir), reserve).unwrap_err();
         assert_eq!(error.code(), "scratch-space");
@@ -244,6 +245,7 @@ mod tests {
         let none = ScratchReserve {
             percent: 0,
             bytes: 0,
+            bytes_max: 0,
         };
         assert_eq!(scratch(Some(dir), None, none).unwrap().dir, dir);
     }
@@ -253,6 +255,7 @@ mod tests {
         let none = ScratchReserve {
             percent: 0,
             bytes: 0,
+            bytes_max: 0,
         };
         for (place, why) in [
             ("/proc/version", "Not a directory"),
@@ -265,10 +268,11 @@ mod tests {
     }
 
     #[test]
-    fn the_reserve_is_the_larger_of_share_and_bytes() {
+    fn the_reserve_is_a_share_within_bounds() {
         let reserve = ScratchReserve::default();
-        assert_eq!(reserve.of(1 << 40), (1u64 << 40) / 100 * 5);
+        assert_eq!(reserve.of(500 << 30), (500u64 << 30) / 100 * 5);
         assert_eq!(reserve.of(10 << 30), 2 << 30);
+        assert_eq!(reserve.of(100 << 40), 50 << 30);
     }
 
     #[test]

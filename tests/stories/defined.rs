@@ -106,6 +106,24 @@ fn assert_media(xml: &str) {
     assert_eq!(xml.matches("device='cdrom'").count(), 5, "{xml}");
 }
 
+/// Restores a clone of a point and starts it; the domain, and the notes about it.
+fn restore_clone(world: &World, point: &str, to: &Path) -> (Defined, String) {
+    let name = format!("{}-clone", world.machine.name);
+    let words = ["--json", "restore", point, "--to", text(to), "--define"];
+    let all = [&words[..], &["--name", &name, "--start"]].concat();
+    let defined = world.program.ok(&all).line("restored")["defined"].take();
+    let uuid = defined["uuid"].as_str().unwrap().to_owned();
+    (Defined(uuid), defined["notes"].to_string())
+}
+
+/// Boots a clone of a point, and has its data moved in.
+fn boot_clone(world: &World, point: &str, to: &Path) -> Defined {
+    let name = format!("{}-boot", world.machine.name);
+    let words = ["--json", "boot", point, "--to", text(to), "--name", &name];
+    let line = world.program.ok(&words).line("booted");
+    Defined(line["uuid"].as_str().unwrap().to_owned())
+}
+
 #[test]
 fn a_machine_of_chains_and_media_is_defined_flat_with_what_is_there() {
     let world = many_layers();
@@ -118,22 +136,8 @@ fn a_machine_of_chains_and_media_is_defined_flat_with_what_is_there() {
     }
     run("virsh", &["pool-refresh", &pool(world.path("").as_path())]);
 
-    let name = format!("{}-clone", machine.name);
     let to = world.path("clone");
-    let words = [
-        "--json",
-        "restore",
-        id(&point),
-        "--to",
-        text(&to),
-        "--define",
-    ];
-    let restored = world
-        .program
-        .ok(&[&words[..], &["--name", &name, "--start"]].concat())
-        .line("restored");
-    let clone = Defined(restored["defined"]["uuid"].as_str().unwrap().to_owned());
-    let notes = restored["defined"]["notes"].to_string();
+    let (clone, notes) = restore_clone(&world, id(&point), &to);
     for medium in ["gone.iso", "gone-too.iso", "/far.iso"] {
         assert!(notes.contains(medium), "{notes}");
     }
@@ -141,19 +145,8 @@ fn a_machine_of_chains_and_media_is_defined_flat_with_what_is_there() {
     run("virsh", &["destroy", &clone.0]);
     world.images.compare(&expected, &to, "qcow2", "the clone");
 
-    let name = format!("{}-boot", machine.name);
     let to = world.path("boot");
-    let words = [
-        "--json",
-        "boot",
-        id(&point),
-        "--to",
-        text(&to),
-        "--name",
-        &name,
-    ];
-    let booted = world.program.ok(&words).line("booted");
-    let booted = Defined(booted["uuid"].as_str().unwrap().to_owned());
+    let booted = boot_clone(&world, id(&point), &to);
     assert_media(&assert_stands_alone(&booted.0, &to));
     run("virsh", &["destroy", &booted.0]);
     world
@@ -189,25 +182,9 @@ fn a_machine_with_uefi_finds_its_firmware_variables_again() {
     let variables_of_original = std::fs::read(world.path(&format!("{}.variables", machine.name)));
 
     let to = world.path("clone");
-    let name = format!("{}-clone", machine.name);
-    let words = [
-        "--json",
-        "restore",
-        id(&point),
-        "--to",
-        text(&to),
-        "--define",
-    ];
-    let restored = world
-        .program
-        .ok(&[&words[..], &["--name", &name, "--start"]].concat())
-        .line("restored");
-    let clone = Defined(restored["defined"]["uuid"].as_str().unwrap().to_owned());
+    let (clone, _) = restore_clone(&world, id(&point), &to);
     let booted = world.path("boot");
-    let name = format!("{}-boot", machine.name);
-    let words = ["--json", "boot", id(&point), "--to", text(&booted)];
-    let line = world.program.ok(&[&words[..], &["--name", &name]].concat());
-    let recovered = Defined(line.line("booted")["uuid"].as_str().unwrap().to_owned());
+    let recovered = boot_clone(&world, id(&point), &booted);
     for (domain, dir) in [(&clone, &to), (&recovered, &booted)] {
         wait_for_agent(&domain.0);
         let all = "/sys/firmware/efi/efivars/*-12345678-1234-4321-8765-123456789abc";

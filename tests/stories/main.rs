@@ -5,6 +5,7 @@
 
 mod boot;
 mod boot_by_hand;
+mod boot_early;
 mod boot_space;
 mod boot_trouble;
 mod cost;

@@ -148,6 +148,7 @@ fn the_backup_is_given_up_before_scratch_space_runs_out() {
         scratch_reserve: ScratchReserve {
             percent: 5,
             bytes: 4 << 20,
+            ..ScratchReserve::default()
         },
         ..options()
     };

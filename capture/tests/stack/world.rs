@@ -196,6 +196,7 @@ pub(crate) fn options() -> Options {
         scratch_reserve: ScratchReserve {
             percent: 0,
             bytes: 0,
+            bytes_max: 0,
         },
         ..Options::default()
     }

@@ -17,12 +17,14 @@ use super::work::Work;
 pub(crate) fn abort(repo: &Repository, pinned: &Pinned, work: Work) -> Result<()> {
     let recovery = &pinned.recovery;
     let mut machine = Machine::connect(recovery)?;
-    if machine.state()? != State::Gone && machine.is_ours()? {
+    let claim = Claim::of(pinned);
+    let is_ours = claim.holds()?;
+    // Whose images somebody has removed by hand is nobody else's either.
+    let is_nobodys = !recovery.disks.iter().any(|disk| disk.overlay.exists());
+    if (is_ours || is_nobodys) && machine.state()? != State::Gone && machine.is_ours()? {
         machine.destroy()?;
         machine.undefine()?;
     }
-    let claim = Claim::of(pinned);
-    let is_ours = claim.holds()?;
     if is_ours {
         for disk in &recovery.disks {
             overlay::check_unused(&disk.overlay)?;
@@ -41,16 +43,10 @@ pub(crate) fn abort(repo: &Repository, pinned: &Pinned, work: Work) -> Result<()
 }
 
 fn remove_files(recovery: &Recovery) -> Result<()> {
-    let overlays = recovery.disks.iter().map(|disk| &disk.overlay);
-    let other = [
-        recovery.log(),
-        recovery.definition(),
-        recovery.lost_ranges(),
-    ];
-    for path in overlays.chain(&recovery.files).chain(&other) {
-        remove(path)?;
-    }
-    Ok(())
+    recovery
+        .all_files()
+        .iter()
+        .try_for_each(|path| remove(path))
 }
 
 /// Removes the directory, unless somebody has put something into it.

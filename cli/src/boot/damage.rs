@@ -5,7 +5,8 @@
 //!
 //! With `--salvage` it answers zeroes. **It gives no zero for a lost byte that is not written down first**,
 //! durably, in the [list](Recovery::lost_ranges) beside the images. That the list is there, if empty, says that
-//! lost bytes are given up: also to a server that is started anew, and after a crash. In the end it stays unless
+//! lost bytes are given up: also to a server that is started anew, and after a crash; a later `--finish` tells it, but
+//! does not take it back, since what was given up is zero already. In the end it stays unless
 //! it is empty, for nothing else tells later which zeroes are none of the guest's.
 
 use std::collections::HashSet;
@@ -25,6 +26,10 @@ use super::server::remove;
 use crate::context::Context;
 use crate::output::{bytes_range, shown};
 use crate::restore::staging::sync_dir;
+
+/// What to say as long as lost bytes are given up, which was said once.
+pub(crate) const STILL_GIVEN_UP: &str =
+    "what cannot be read is put to zero and listed, since `--finish --salvage` was said";
 
 /// A range of a disk that cannot be read.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
@@ -72,6 +77,11 @@ pub(super) fn salvage(recovery: &Recovery) -> Result<()> {
     sync_dir(&recovery.directory)?;
     take(recovery);
     Ok(())
+}
+
+/// Whether lost bytes are given up, since `--salvage` was said.
+pub(crate) fn is_salvaging(recovery: &Recovery) -> bool {
+    recovery.lost_ranges().exists()
 }
 
 /// What was given up so far, in the order of the disks; none where nothing is.

@@ -49,10 +49,20 @@ pub(crate) fn finish(
     salvage: bool,
     cancel: &Cancel,
 ) -> Result<Finished> {
-    let mut machine = Machine::connect(&pinned.recovery)?;
+    let recovery = &pinned.recovery;
+    // Whoever has no claim there must not touch what is there. Perhaps it is only not mounted.
+    Claim::of(pinned).check(recovery)?;
+    let mut machine = Machine::connect(recovery)?;
+    if machine.state()? == State::Gone && !recovery.definition().exists() {
+        bail!(
+            "the recovery of {} was interrupted before its guest was started: `virtkeep boot --abort` removes what \
+             was made for it",
+            shown(&recovery.domain)
+        );
+    }
     work.set_moving()?;
     if salvage {
-        damage::salvage(&pinned.recovery)?;
+        damage::salvage(recovery)?;
     }
     let is_ours = loop {
         let state = machine.settled_state()?;
@@ -62,7 +72,7 @@ pub(crate) fn finish(
                 check_no_saved_state(context, pinned, &mut machine)?;
             }
             // Each of them, wherever it is in a chain: filled or not, it reads the same.
-            if !fill(context, pinned, &pinned.recovery.disks, cancel)? {
+            if !fill(context, pinned, &recovery.disks, cancel)? {
                 return Ok(Finished::Interrupted { by_itself: false });
             }
             break is_ours;
@@ -241,10 +251,11 @@ pub(crate) fn let_go(
     let recovery = &pinned.recovery;
     remove(&recovery.log())?;
     damage::remove_empty_list(recovery)?;
+    // From here on the images are nobody's but the domain's.
+    Claim::of(pinned).remove()?;
     if is_defined {
         remove(&recovery.definition())?;
     }
-    Claim::of(pinned).remove()?;
     repo.remove_pin(&pinned.pin)?;
     work.end()
 }

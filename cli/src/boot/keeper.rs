@@ -22,6 +22,7 @@ use signal_hook::consts::{SIGHUP, SIGINT, SIGTERM, SIGUSR1};
 use signal_hook::iterator::Signals as Arriving;
 use virtkeep_repo::{Cancel, Repository};
 
+use super::claim::Claim;
 use super::damage::Unreadable;
 use super::finish::{self, Complete};
 use super::machine::{Machine, State};
@@ -162,6 +163,7 @@ fn turn(context: &Context, pinned: &Pinned, cancel: &Cancel) -> Result<Turn> {
         work.end()?;
         return Ok(Turn::Ended(Ended::Gone));
     }
+    Claim::of(pinned).check(&pinned.recovery)?;
     let mut machine = Machine::connect(&pinned.recovery)?;
     let state = machine.state()?;
     if matches!(state, State::Gone | State::ShutOff) || !machine.is_ours()? {

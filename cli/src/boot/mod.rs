@@ -7,6 +7,7 @@
 //! 2. The directory, [`claim`]ed, the files, an **overlay** for each disk ([`overlay`]): empty, made durable, over an
 //!    export of the point. No disk of the original is opened, nor named anywhere.
 //! 3. The **server** ([`server`]), which serves the point, read-only, to QEMU alone ([`place`]).
+//!    Then the definition, beside the images: it says that all is there.
 //! 4. The **domain**, defined, then started. From here on the overlays hold what exists nowhere else.
 //! 5. The **pull** ([`pull`]): QEMU copies what is not in an overlay yet, beneath the running guest, and
 //!    then forgets the server. The definition still leads there, whatever libvirt does.
@@ -41,7 +42,7 @@
 //!   it completes the overlay of a guest that is off.
 
 pub(crate) mod abort;
-mod claim;
+pub(crate) mod claim;
 pub(crate) mod damage;
 pub(crate) mod finish;
 pub(crate) mod keeper;

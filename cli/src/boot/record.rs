@@ -64,6 +64,11 @@ impl Home {
         }
     }
 
+    /// Whether this host is it, whoever the user is.
+    pub(crate) fn is_here(&self) -> bool {
+        self.machine_id == Self::here().machine_id
+    }
+
     /// An error that says what to do, unless this host and this user are it.
     pub(super) fn check(&self, recovery: &Recovery) -> Result<()> {
         self.check_user(recovery)?;
@@ -185,9 +190,11 @@ impl Pinned {
         self.recovery.home.check_user(&self.recovery)?;
         if !Claim::of(self).holds()? {
             bail!(
-                "{} is not there, or not marked as that of the recovery of {}: it belongs to another host",
+                "{} is not there, or not marked as that of the recovery of {}: it belongs to another host. If that is \
+                 gone for good, `virtkeep unpin {} --all` gives the recovery up",
                 self.recovery.directory.display(),
-                shown(&self.recovery.domain)
+                shown(&self.recovery.domain),
+                self.pin
             );
         }
         self.recovery.home = Home::here();
@@ -250,7 +257,7 @@ impl Recovery {
 
     /// The list of what was given up, if lost bytes are.
     pub(crate) fn lost_ranges(&self) -> PathBuf {
-        lost_ranges(&self.directory)
+        self.directory.join("lost-ranges.jsonl")
     }
 
     /// What the server has to say.
@@ -258,9 +265,27 @@ impl Recovery {
         self.directory.join("virtkeep-server.log")
     }
 
-    /// Its definition as it is to be in the end, should libvirt lose the other.
+    /// Its definition as it is to be in the end, should libvirt lose the other. Once it is there, all that the domain
+    /// needs has been made.
     pub(crate) fn definition(&self) -> PathBuf {
         self.directory.join("domain.xml")
+    }
+
+    /// The same until it is complete.
+    pub(crate) fn definition_in_work(&self) -> PathBuf {
+        self.directory.join("domain.xml.partial")
+    }
+
+    /// All files that are made for it, whether they are there yet or not.
+    pub(crate) fn all_files(&self) -> Vec<PathBuf> {
+        let overlays = self.disks.iter().map(|disk| disk.overlay.clone());
+        let own = [
+            self.log(),
+            self.definition(),
+            self.definition_in_work(),
+            self.lost_ranges(),
+        ];
+        overlays.chain(self.files.clone()).chain(own).collect()
     }
 
     /// Where its disks are found, as text: as in domain XML.
@@ -275,11 +300,6 @@ impl Recovery {
             .map(|disk| (disk.target.clone(), disk.policies.clone()))
             .collect()
     }
-}
-
-/// Where the list of what was given up is, of a recovery to this directory.
-pub(super) fn lost_ranges(directory: &Path) -> PathBuf {
-    directory.join("lost-ranges.jsonl")
 }
 
 fn beside(socket: &Path, kind: &str) -> PathBuf {

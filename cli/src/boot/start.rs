@@ -1,21 +1,24 @@
 //! From a point to a running guest.
 
+use std::fs::{OpenOptions, Permissions};
+use std::io::Write;
+use std::os::unix::fs::{OpenOptionsExt, PermissionsExt};
 use std::path::{Path, PathBuf};
 
 use anyhow::{Context as _, Result, bail};
 use virtkeep_repo::{Cancel, DiskOffset, ExtentState, FileRole, Point, Repository};
 
 use super::claim::Claim;
-use super::record::{Home, Pinned, RecoveredDisk, Recovery, export, lost_ranges};
+use super::record::{Home, Pinned, RecoveredDisk, Recovery, export};
 use super::work::Work;
 use super::{abort, overlay, place, server, space};
 use crate::context::Context;
 use crate::define::backing::{Backing, policies, without_server};
 use crate::define::{As, Definer, Rewritten, domain_xml, has_nvram, is_moved, utf8};
 use crate::output::shown;
-use crate::restore::directory::{Format, Restored, RestoredFile, RestoredImage, make_readable};
+use crate::restore::directory::{Format, Restored, RestoredFile, RestoredImage};
 use crate::restore::file_names;
-use crate::restore::staging::{Existing, StagedFile, sync_dir};
+use crate::restore::staging::sync_dir;
 
 /// A recovery that is to begin.
 pub(crate) struct Start<'a> {
@@ -60,10 +63,10 @@ impl Start<'_> {
         place::check_name(definer.connection(), definer.name())?;
         let plan = plan(self.repo, self.point, &definer, &directory)?;
         check_firmware(&definer, &plan)?;
-        self.check_space(&plan)?;
-        check_free(&plan)?;
         let rewritten = definer.rewritten(&plan)?;
         let recovery = self.record(&plan, &definer, &rewritten)?;
+        check_free(&recovery)?;
+        self.check_space(&plan)?;
         place::make_socket_directory(&recovery.socket)?;
         let work = Work::take(&recovery)?;
         // Whoever had it before may have made a domain of this name.
@@ -147,7 +150,7 @@ impl Start<'_> {
         place::make_directory(&recovery.directory)?;
         let claim = Claim::of(pinned);
         claim.stake()?;
-        if let Err(error) = check_free(plan) {
+        if let Err(error) = check_free(recovery) {
             // What is there is somebody else's, and must not be taken for ours.
             claim.remove()?;
             return Err(error);
@@ -159,7 +162,6 @@ impl Start<'_> {
             &recovery.policies(),
         )?;
         let own = own.unwrap_or_else(|| rewritten.xml.clone());
-        StagedFile::with_content(recovery.definition(), own.as_bytes())?.publish(Existing::Keep)?;
         // Neither needs the other, and each takes its time.
         std::thread::scope(|scope| {
             let overlays = scope.spawn(|| create_overlays(pinned));
@@ -168,6 +170,7 @@ impl Start<'_> {
             created.unwrap_or_else(|panic| std::panic::resume_unwind(panic))?;
             served
         })?;
+        place_definition(recovery, &own)?;
         cancel.check()?;
         let defined = definer.define_rewritten(rewritten)?;
         defined.start()?;
@@ -213,13 +216,9 @@ impl Start<'_> {
     }
 }
 
-/// Makes sure that nothing is where files of the recovery go.
-fn check_free(plan: &Restored) -> Result<()> {
-    let images = plan.disks.iter().map(|disk| &disk.path);
-    let files = plan.files.iter().filter(|file| is_moved(file));
-    // What an earlier recovery had to give up, which this one has not.
-    let list = lost_ranges(&plan.directory);
-    for path in images.chain(files.map(|file| &file.path)).chain([&list]) {
+/// Makes sure that nothing is where files of the recovery go: it would be taken for its own.
+fn check_free(recovery: &Recovery) -> Result<()> {
+    for path in recovery.all_files() {
         if path.symlink_metadata().is_ok() {
             bail!(
                 "{} already exists: name another directory with --to",
@@ -292,13 +291,35 @@ pub(super) fn plan(
 /// Puts the files in place that the domain must find there.
 pub(super) fn place_files(plan: &Restored) -> Result<()> {
     for file in plan.files.iter().filter(|file| is_moved(file)) {
-        let staged = StagedFile::with_content(file.path.clone(), &file.content)?;
+        write_new(&file.path, &file.content)?;
         if file.role == FileRole::Loader {
-            make_readable(&staged)?;
+            // QEMU reads it without owning it.
+            let readable = Permissions::from_mode(0o644);
+            std::fs::set_permissions(&file.path, readable)
+                .with_context(|| format!("cannot open up {}", file.path.display()))?;
         }
-        staged.publish(Existing::Keep)?;
     }
     Ok(())
+}
+
+/// Says that all is there: from here on the guest may have run.
+fn place_definition(recovery: &Recovery, xml: &str) -> Result<()> {
+    let (in_work, path) = (recovery.definition_in_work(), recovery.definition());
+    write_new(&in_work, xml.as_bytes())?;
+    std::fs::rename(in_work, &path).with_context(|| format!("cannot create {}", path.display()))?;
+    sync_dir(&recovery.directory)
+}
+
+/// Makes a file, durably but for its name. It is there by that name at once: whoever is killed meanwhile leaves
+/// nothing that its record does not name.
+fn write_new(path: &Path, content: &[u8]) -> Result<()> {
+    let mut file = OpenOptions::new();
+    file.write(true)
+        .create_new(true)
+        .mode(0o600)
+        .open(path)
+        .and_then(|mut file| file.write_all(content).and_then(|()| file.sync_all()))
+        .with_context(|| format!("cannot create {}", path.display()))
 }
 
 /// Makes the empty images, durably.

@@ -6,6 +6,7 @@ use std::time::Duration;
 use anyhow::Result;
 use virtkeep_repo::Repository;
 
+use super::claim::Claim;
 use super::damage;
 use super::machine::{Machine, State};
 use super::record::{Home, Pinned};
@@ -58,7 +59,10 @@ pub(crate) fn look(
     if Pinned::of(repo, &pinned.pin)?.is_none() {
         return Ok(None);
     }
+    let home = recovery.home.check(recovery);
+    let claimed = home.and_then(|()| Claim::of(pinned).check(recovery));
     let started_again = work.is_some()
+        && claimed.is_ok()
         && server::ensure_within(context, pinned, PATIENCE).unwrap_or_else(|error| {
             note(error);
             false
@@ -83,15 +87,23 @@ pub(crate) fn look(
             size(bytes),
             recovery.lost_ranges().display()
         ));
+    } else if damage::is_salvaging(recovery) {
+        status.troubles.push(damage::STILL_GIVEN_UP.to_owned());
     }
     if let Some(keeper) = server::keeper(recovery)?
         && !keeper.troubles.is_empty()
     {
         status.troubles = keeper.troubles;
     }
-    if let Err(error) = ask(pinned, work, &mut status) {
-        note(error);
-    }
+    let asked = match claimed {
+        Ok(()) => ask(pinned, work, &mut status),
+        // What there is may be somebody else's.
+        Err(error) => {
+            status.troubles = vec![format!("{error:#}")];
+            Ok(())
+        }
+    };
+    asked.unwrap_or_else(note);
     Ok(Some(status))
 }
 

@@ -119,7 +119,8 @@ impl Work {
         let words = [(self.left_paused, PAUSING), (self.is_moving, MOVING)];
         let words: Vec<_> = words.iter().filter(|(is_so, _)| *is_so).collect();
         let words: Vec<_> = words.iter().map(|(_, word)| *word).collect();
-        write_number(&mut self.file, &words.join(" "))
+        // Whoever is killed before the file is cut leaves the end of a longer line behind the last space.
+        write_number(&mut self.file, &(words.join(" ") + " "))
             .with_context(|| format!("cannot write {}", self.path.display()))
     }
 }

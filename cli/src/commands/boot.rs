@@ -8,6 +8,7 @@ use anyhow::{Result, bail};
 use serde::Serialize;
 use virtkeep_repo::{Point, Remark, Repository};
 
+use crate::boot::claim::Claim;
 use crate::boot::damage::{self, Lost};
 use crate::boot::finish::{self, Finished};
 use crate::boot::machine::{Machine, State};
@@ -76,7 +77,8 @@ pub(crate) struct Args {
     #[arg(long, group = "action", conflicts_with_all = ["identity", "to", "no_pull", "network"])]
     finish: bool,
 
-    /// With --finish: put zeroes where stored bytes are damaged, and list the ranges
+    /// With --finish: put zeroes where stored bytes are damaged, and list the ranges. Said once, it holds until the
+    /// recovery ends
     #[arg(long, requires = "finish")]
     salvage: bool,
 
@@ -325,6 +327,11 @@ fn bring_to_end(
 ) -> Result<Exit> {
     let began = Instant::now();
     let recovery = &pinned.recovery;
+    if !salvage && damage::is_salvaging(recovery) {
+        context
+            .reporter
+            .note(&format!("note: {}", damage::STILL_GIVEN_UP));
+    }
     let finished = finish::finish(context, repo, pinned, work, salvage, cancel)?;
     if let Finished::Interrupted { by_itself } = finished {
         let name = shown(&recovery.domain);
@@ -456,7 +463,10 @@ fn moved(pinned: &Pinned, status: &Status) -> String {
 fn confirm(pinned: &Pinned, yes: bool) -> Result<()> {
     let name = shown(&pinned.recovery.domain);
     let dir = shown_dir(&pinned.recovery.directory);
-    let what = format!("{name} will be ended and removed with its images in {dir}");
+    let what = match Claim::of(pinned).holds()? {
+        true => format!("{name} will be ended and removed with its images in {dir}"),
+        false => format!("the pin of {name} will be removed, and nothing in {dir}"),
+    };
     if yes {
         return Ok(());
     }

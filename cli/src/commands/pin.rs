@@ -123,12 +123,8 @@ pub(super) fn unpin(args: &UnpinArgs, context: &Context) -> Result<Exit> {
         repo.remove_pin(name)?;
     }
     let what = context.describe(point);
-    if let Some(Pinned { pin, recovery, .. }) = recovery {
-        bail!(
-            "{what} is still pinned: the recovered domain {} needs it. `virtkeep boot --finish {pin}` or \
-             `virtkeep boot --abort {pin}` ends that",
-            shown(&recovery.domain)
-        );
+    if let Some(recovery) = recovery {
+        bail!("{what} is still pinned: {}", needed_by(&recovery));
     }
     if let Some((_, pin)) = stay.first() {
         bail!(
@@ -151,6 +147,14 @@ pub(super) fn unpin(args: &UnpinArgs, context: &Context) -> Result<Exit> {
     Ok(Exit::Done)
 }
 
+/// Why the pin of a recovery stays.
+fn needed_by(Pinned { pin, recovery, .. }: &Pinned) -> String {
+    format!(
+        "the recovered domain {} needs it. `virtkeep boot --finish {pin}` or `virtkeep boot --abort {pin}` ends that",
+        shown(&recovery.domain)
+    )
+}
+
 /// Names of pins are 32 hexadecimal digits; no id of a point is.
 fn is_pin_name(text: &str) -> bool {
     text.len() == 32 && text.bytes().all(|b| b.is_ascii_hexdigit())
@@ -163,6 +167,13 @@ fn unpin_by_name(args: &UnpinArgs, context: &Context) -> Result<Exit> {
     let damaged = found.damaged.iter().any(|pin| pin.name == name);
     match found.sound.into_iter().find(|(known, _)| *known == name) {
         None if !damaged => bail!("there is no pin {name}: `virtkeep check` tells of damaged ones"),
+        // One that another host began may have died with that.
+        Some((_, pin))
+            if let Some(recovery) = from_pin(name.clone(), pin.clone())
+                && recovery.recovery.home.is_here() =>
+        {
+            bail!("the pin {name} stays: {}", needed_by(&recovery))
+        }
         Some((_, pin)) if pin.kind == PinKind::InUse && !args.all => bail!(
             "the pin {name} is in use ({}): if that is over, use `virtkeep unpin {name} --all`",
             shown(&pin.reason)

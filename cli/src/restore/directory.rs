@@ -235,7 +235,7 @@ impl DirectoryRestore<'_> {
 }
 
 /// libvirt gives all other files to QEMU's user, but not the firmware.
-pub(crate) fn make_readable(firmware: &StagedFile) -> Result<()> {
+fn make_readable(firmware: &StagedFile) -> Result<()> {
     firmware
         .file()
         .set_permissions(Permissions::from_mode(0o644))
