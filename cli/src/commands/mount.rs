@@ -12,6 +12,7 @@ use crate::mount::filesystem::PointFiles;
 use crate::mount::session::{Event, Mount, empty_directory};
 use crate::output::shown;
 use crate::serve::catalog::Catalog;
+use crate::serve::room::disks_of_mount;
 use crate::signals::Signals;
 
 /// How long files that are open may stay so once the mount was asked to end.
@@ -64,8 +65,7 @@ pub(super) fn run(args: &Args, context: &Context) -> Result<Exit> {
         Vec::new(),
         context.zone.clone(),
         context.reporter.clone(),
-        // The kernel asks, for programs of this machine.
-        usize::MAX,
+        disks_of_mount(),
     )?;
     let (sender, events) = crossbeam_channel::unbounded();
     let files = PointFiles::new(catalog, args.allow_other, sender.clone());

@@ -27,13 +27,23 @@ impl Room {
     pub(crate) fn take() -> Self {
         let mut limits = Limits::default();
         limits.helpers_max = HELPERS_MAX;
-        // Half of what clients leave is for packs.
-        let left = files_max().saturating_sub(limits.connections_max + OTHER_FILES) / 2;
         Self {
+            disks_max: disks_beside(limits.connections_max).min(DISKS_MAX),
             limits,
-            disks_max: left.clamp(DISKS_MIN, DISKS_MAX),
         }
     }
+}
+
+/// How many disks programs of this machine may have open in a mount. Nobody else opens them, so the limit on
+/// open files, which is raised as for a server, is all that bounds them.
+pub(crate) fn disks_of_mount() -> usize {
+    disks_beside(0)
+}
+
+/// Half of what is left beside so many clients is for packs.
+fn disks_beside(clients: usize) -> usize {
+    let left = files_max().saturating_sub(clients + OTHER_FILES);
+    (left / 2).max(DISKS_MIN)
 }
 
 /// Raises the limit on open files, which by default is 1024 for the sake of programs that use `select`.

@@ -1,6 +1,7 @@
 //! Points as files in a mounted directory. Where `/dev/fuse` is missing or forbidden, as in many
 //! containers, these stories say so and are skipped.
 
+mod many;
 mod tables;
 
 use std::io::{BufRead, BufReader, Read};
@@ -23,6 +24,20 @@ impl<'a> Mounted<'a> {
     /// None where nothing can be mounted, said with the output of the story.
     #[track_caller]
     fn start(world: &'a World) -> Option<Self> {
+        Self::run(world, &mut world.command(&["--json", "mount", "mnt"]))
+    }
+
+    /// The same in a process that may open so many files at most.
+    #[track_caller]
+    fn start_within(world: &'a World, files_max: usize) -> Option<Self> {
+        Self::run(
+            world,
+            &mut world.command_within(files_max, &["--json", "mount", "mnt"]),
+        )
+    }
+
+    #[track_caller]
+    fn run(world: &'a World, command: &mut Command) -> Option<Self> {
         let device = std::fs::File::options()
             .read(true)
             .write(true)
@@ -32,8 +47,7 @@ impl<'a> Mounted<'a> {
             return None;
         }
         std::fs::create_dir(world.path("mnt")).unwrap();
-        let mut child = world
-            .command(&["--json", "mount", "mnt"])
+        let mut child = command
             .stdout(Stdio::piped())
             .stderr(Stdio::piped())
             .spawn()

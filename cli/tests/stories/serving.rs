@@ -2,7 +2,7 @@
 
 use std::fs::File;
 use std::io::{BufRead, BufReader, Read, Seek};
-use std::path::{Path, PathBuf};
+use std::path::PathBuf;
 use std::process::{Child, ChildStdout, Command, Stdio};
 
 use libnbd::{Builder, Endpoint, Handle};
@@ -66,18 +66,8 @@ impl<'a> Serving<'a> {
     #[track_caller]
     pub(crate) fn start_within(world: &'a World, files_max: usize) -> Self {
         let listen = format!("unix:{}", world.text("socket"));
-        let usual = world.command(&["--json", "serve", "--listen", &listen]);
-        let mut command = Command::new("sh");
-        let script = format!("ulimit -Sn 64; ulimit -Hn {files_max}; exec \"$0\" \"$@\"");
-        command.args(["-c", &script]).arg(usual.get_program());
-        command.args(usual.get_args());
-        for (name, value) in usual.get_envs() {
-            match value {
-                Some(value) => command.env(name, value),
-                None => command.env_remove(name),
-            };
-        }
-        command.current_dir(usual.get_current_dir().unwrap_or(Path::new(".")));
+        let words = ["--json", "serve", "--listen", &listen];
+        let mut command = world.command_within(files_max, &words);
         Self::run(world, &mut command, None)
     }
 

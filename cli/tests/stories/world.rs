@@ -104,6 +104,26 @@ impl World {
         command
     }
 
+    /// The program in a process that may open so many files at most, and no more than 64 unless it asks for
+    /// more.
+    pub(crate) fn command_within(&self, files_max: usize, args: &[&str]) -> Command {
+        let usual = self.command(args);
+        let script = format!("ulimit -Sn 64; ulimit -Hn {files_max}; exec \"$0\" \"$@\"");
+        let mut command = Command::new("sh");
+        command
+            .args(["-c", &script])
+            .arg(usual.get_program())
+            .args(usual.get_args())
+            .envs(
+                usual
+                    .get_envs()
+                    .filter_map(|(name, value)| Some((name, value?))),
+            )
+            .current_dir(self.dir.path())
+            .stdin(Stdio::null());
+        command
+    }
+
     /// Runs the program.
     pub(crate) fn run(&self, args: &[&str]) -> Ran {
         Ran::of(&mut self.command(args))

@@ -12,13 +12,17 @@ use std::num::NonZeroU64;
 use std::path::{Path, PathBuf};
 use std::sync::{Arc, Mutex};
 
+use rustix::process::{Resource, getrlimit};
+
 use super::{Folder, ObjectName, ObjectWriter, Storage};
 use crate::file_system::{FileSystem, LocalFileSystem, OpenFile};
 use crate::sync::lock;
 use crate::{Error, Result};
 
-/// Open files kept for reading.
+/// Open files kept for reading, where the process may have many more.
 const OPEN_FILES_MAX: usize = 256;
+/// Of the files that the process may have open, so many are one of those that are kept.
+const SHARE_OF_OPEN_FILES: u64 = 4;
 /// Written bytes after which the kernel is asked to begin writing them out, so that the sync at
 /// the end has little left to wait for.
 const WRITE_BEHIND_BYTES: u64 = 8 << 20;
@@ -366,11 +370,12 @@ impl OpenFiles {
 
     fn insert(&mut self, name: ObjectName, file: Arc<dyn OpenFile>) {
         self.let_go();
-        if self.files.len() >= OPEN_FILES_MAX {
+        while self.files.len() >= open_files_max() {
             let oldest = self.files.iter().min_by_key(|(_, (_, used))| *used);
-            if let Some(oldest) = oldest.map(|(name, _)| *name) {
-                self.files.remove(&oldest);
-            }
+            let Some(oldest) = oldest.map(|(name, _)| *name) else {
+                break;
+            };
+            self.files.remove(&oldest);
         }
         self.files.insert(name, (file, self.clock));
     }
@@ -378,6 +383,14 @@ impl OpenFiles {
     fn let_go(&mut self) {
         self.files.retain(|_, (file, _)| is_linked(file));
     }
+}
+
+/// How many to keep. The limit of the process may be another one than a while ago.
+fn open_files_max() -> usize {
+    let share = getrlimit(Resource::Nofile)
+        .current
+        .map_or(u64::MAX, |all| all / SHARE_OF_OPEN_FILES);
+    usize::try_from(share).map_or(OPEN_FILES_MAX, |share| share.min(OPEN_FILES_MAX))
 }
 
 fn is_linked(file: &Arc<dyn OpenFile>) -> bool {
