@@ -1,7 +1,8 @@
 //! Reads at any place, as clients of a server ask for them.
 //!
 //! - Where the chunks of a leaf are is looked up for all of them at once and kept, so the index is
-//!   opened once per leaf and not per read. Whoever finds a pack gone forgets that, and looks again.
+//!   opened once per leaf and not per read. Whoever does not find a chunk there, or finds it damaged,
+//!   forgets that and looks again: prune may have moved it, or repair healed it.
 //! - A chunk that is asked for as a whole is unpacked straight into the caller's buffer; those that
 //!   are neighbours in a pack are fetched with one read.
 //! - A chunk of which parts are asked for is kept unpacked from the second time on: where reads are
@@ -28,10 +29,10 @@ use crate::store::Store;
 use crate::sync::lock;
 use crate::{ByteLen, ChunkId, DiskOffset, NodeId, RecordKind, Result};
 
-/// A leaf, and where its chunks are.
+/// A leaf, and where its chunks are: nowhere, if they are lost.
 pub(crate) struct PlacedLeaf {
     id: NodeId,
-    chunks: Vec<Option<(ChunkId, Location)>>,
+    chunks: Vec<Option<(ChunkId, Option<Location>)>>,
 }
 
 /// A chunk, and where it is.
@@ -186,11 +187,20 @@ impl Places<'_> {
         };
         let position = at % shape.leaf_bytes() / shape.chunk_size.as_u64();
         let position = usize::try_from(position).expect("leaves are small");
-        Ok(leaf.as_ref().and_then(|leaf| {
-            let (id, location) = leaf.chunks.get(position).copied().flatten()?;
-            let leaf = Arc::clone(leaf);
-            Some(Placed { id, location, leaf })
-        }))
+        let Some(leaf) = leaf else { return Ok(None) };
+        let Some((id, location)) = leaf.chunks.get(position).copied().flatten() else {
+            return Ok(None);
+        };
+        let leaf = Arc::clone(leaf);
+        let location = match location {
+            Some(location) => location,
+            // By now it may have been stored anew.
+            None => {
+                self.store.places.remove(leaf.id);
+                self.store.locate(RecordKind::Chunk, &[id.raw()])?[0]
+            }
+        };
+        Ok(Some(Placed { id, location, leaf }))
     }
 }
 
@@ -199,7 +209,7 @@ fn placed_leaf(store: &Store, id: NodeId) -> Result<Arc<PlacedLeaf>> {
         let node = store.node(id)?;
         check_level(&node, id, 0)?;
         let present: Vec<_> = node.children.iter().copied().flatten().collect();
-        let mut locations = store.locate(RecordKind::Chunk, &present)?.into_iter();
+        let mut locations = store.index.locate(&present)?.into_iter();
         let place = |child: &Option<crate::RawId>| {
             let chunk = child.map(ChunkId::from_raw)?;
             Some((chunk, locations.next()?))
@@ -254,34 +264,31 @@ fn read_neighbours(store: &Store, read: &mut [Whole<'_>]) -> Result<()> {
     let pack = read[0].chunk.location.pack;
     let span = span(read);
     let len = usize::try_from(span.end - span.start).expect("a read is small");
-    let fetched = SEALED.with_borrow_mut(|sealed| {
+    SEALED.with_borrow_mut(|sealed| {
         if sealed.len() < len {
             sealed.resize(len, 0);
         }
         let bytes = &mut sealed[..len];
-        let name = ObjectName::Pack(pack);
-        match read_packed(store, &name, span.start, bytes) {
-            Ok(()) => {}
-            // Prune has moved the records.
-            Err(error) if store.is_gone(pack, &error) => return Ok(false),
-            Err(error) => return Err(error),
-        }
-        for Whole { chunk, out } in &mut *read {
+        // Whatever is wrong with the read, each record is then asked for alone, where it is by now. So what
+        // cannot be read costs no more than the records it is in.
+        let fetched = read_packed(store, &ObjectName::Pack(pack), span.start, bytes).is_ok();
+        for Whole { chunk, out } in read {
             let from = u64::from(chunk.location.offset) - span.start;
             let from = usize::try_from(from).expect("inside a small read");
             let sealed = &bytes[from..from + chunk.location.len as usize];
-            let id = chunk.id.raw();
-            store.open_into(RecordKind::Chunk, id, chunk.location, sealed, out)?;
-        }
-        Ok(true)
-    })?;
-    if !fetched {
-        for Whole { chunk, out } in read {
+            let (kind, id) = (RecordKind::Chunk, chunk.id.raw());
+            if fetched
+                && store
+                    .open_into(kind, id, chunk.location, sealed, out)
+                    .is_ok()
+            {
+                continue;
+            }
             store.places.remove(chunk.leaf.id);
             copy_padded(&store.fetch(chunk.id)?, 0, out);
         }
-    }
-    Ok(())
+        Ok(())
+    })
 }
 
 /// Reads from a pack, and notes whether that meant waiting.

@@ -33,7 +33,7 @@ pub(crate) fn spoil(pack: &Path) {
     file.write_all_at(&[0xff; 16], 64 + 200).unwrap();
 }
 
-fn repair(repo: &Repository, remove: bool) {
+pub(crate) fn repair(repo: &Repository, remove: bool) {
     let options = RepairOptions {
         remove,
         ..RepairOptions::default()

@@ -14,6 +14,7 @@ pub(crate) enum Moment {
     Creating(ObjectName),
     Created(ObjectName),
     Read(ObjectName),
+    NotRead(ObjectName),
     Measured(ObjectName),
     Deleted(ObjectName),
 }
@@ -102,9 +103,12 @@ impl Storage for Hooked {
     }
 
     fn read_at(&self, name: &ObjectName, offset: u64, buffer: &mut [u8]) -> Result<()> {
-        self.inner.read_at(name, offset, buffer)?;
-        self.reach(Moment::Read(*name));
-        Ok(())
+        let read = self.inner.read_at(name, offset, buffer);
+        self.reach(match read {
+            Ok(()) => Moment::Read(*name),
+            Err(_) => Moment::NotRead(*name),
+        });
+        read
     }
 
     fn len(&self, name: &ObjectName) -> Result<Option<u64>> {

@@ -1,4 +1,4 @@
-//! Readers that have found out where records are, before prune moves them.
+//! Readers that have found out where records are, before prune moves them or repair gives them up.
 
 use std::sync::{Arc, Mutex};
 
@@ -7,6 +7,7 @@ use virtkeep_repo::storage::ObjectName;
 use virtkeep_repo::{DiskOffset, DiskReader, PackId, PackKind, Point, Repository};
 
 use crate::disk::{MemoryDisk, backup};
+use crate::healing::{self, repair, spoil};
 use crate::hooked::{Moment, hooked, noted};
 use crate::prune::{assert_clean, noise, now, prune, reopen, small};
 use crate::prune_races::index_of;
@@ -66,7 +67,7 @@ fn a_reader_whose_places_are_out_of_date_finds_out_once_where_everything_is_now(
 
     let misses = || {
         let seen = std::mem::take(&mut *seen.lock().unwrap());
-        let missed = |moment: &Moment| matches!(moment, Moment::Measured(ObjectName::Pack(_)));
+        let missed = |moment: &Moment| matches!(moment, Moment::NotRead(ObjectName::Pack(_)));
         seen.into_iter().filter(missed).count()
     };
     assert_eq!(misses(), 0);
@@ -102,4 +103,40 @@ fn a_read_between_whose_packs_all_records_are_moved_goes_on_where_they_are_now()
     assert!(*pruned.lock().unwrap());
     assert_reads(&reader, &disk, 0, LEN);
     assert_clean(&repo);
+}
+
+/// The chunks of a disk that cannot be read.
+fn unreadable(reader: &DiskReader, len: usize) -> Vec<usize> {
+    let mut chunk = [0; CHUNK];
+    let mut read = |number: &usize| reader.read_at(DiskOffset((number * CHUNK) as u64), &mut chunk);
+    (0..len / CHUNK)
+        .filter(|number| read(number).is_err())
+        .collect()
+}
+
+#[test]
+fn a_reader_loses_no_more_than_what_is_damaged_and_that_until_it_is_healed() {
+    // Whether repair removes the damaged pack, where the reader once found everything.
+    for remove in [false, true] {
+        let (_dir, repo) = small();
+        let len = 16 * CHUNK;
+        let mut disk = MemoryDisk::new(len);
+        disk.write(0, &noise(1, len));
+        let point = backup(&repo, &disk.whole(), None);
+        let reader = repo.read_disk(&point, &point.disks[0]).unwrap();
+        assert_reads(&reader, &disk, 0, len);
+        spoil(&healing::data_packs(&repo)[0]);
+        let lost = unreadable(&reader, len);
+        assert_eq!(lost.len(), 1);
+
+        repair(&reopen(&repo), remove);
+        assert_eq!(unreadable(&reader, len), lost, "remove: {remove}");
+        let fresh = repo.read_disk(&point, &point.disks[0]).unwrap();
+        assert_eq!(unreadable(&fresh, len), lost, "remove: {remove}");
+
+        backup(&reopen(&repo), &disk.whole(), None);
+        assert_reads(&reader, &disk, 0, len);
+        assert_reads(&reader, &disk, lost[0] * CHUNK + 100, 1000);
+        assert_clean(&repo);
+    }
 }
