@@ -6,9 +6,10 @@
 
 use std::collections::HashMap;
 use std::fmt::Write as _;
+use std::ops::Range;
 
 use jiff::tz::TimeZone;
-use virtkeep_repo::{DomainUuid, Point};
+use virtkeep_repo::{DomainUuid, Point, PointId, UnixMillis};
 
 use crate::output::{counted, shown};
 use crate::when::{self, When, is_id_prefix};
@@ -72,15 +73,24 @@ impl PointSpec {
         ))
     }
 
-    /// Whether it means another point as soon as one is added.
+    /// Whether it can come to mean another point: unless it is a whole id, or a time to the second, as long as
+    /// that is [taken at its word](Self::find_exactly).
     pub(crate) fn moves(&self) -> bool {
-        matches!(
-            self,
+        match self.id_prefix() {
+            Some(prefix) => prefix.parse::<PointId>().is_err(),
+            None => self.second().is_none(),
+        }
+    }
+
+    /// The time that was named, where it is one to the second or finer.
+    fn second(&self) -> Option<Range<UnixMillis>> {
+        match self {
             Self::At {
-                when: When::Latest(_),
+                when: When::Before { start, end },
                 ..
-            }
-        )
+            } if end.0 - start.0 <= 1000 => Some(*start..*end),
+            _ => None,
+        }
     }
 
     /// The id, or the beginning of it, where the point is named by that.
@@ -121,6 +131,33 @@ impl PointSpec {
                 }
                 Ok(Found { point, disk })
             }
+        }
+    }
+
+    /// The same, but a time to the second means the one point of that second, and nothing older: whoever uses a
+    /// name again and again gets that very point, or none.
+    pub(crate) fn find_exactly<'a>(
+        &'a self,
+        points: &'a [Point],
+        zone: &TimeZone,
+    ) -> Result<Found<'a>, PointError> {
+        let found = self.find(points, zone)?;
+        let Some(second) = self.second() else {
+            return Ok(found);
+        };
+        let domain = &found.point.domain;
+        let is_meant = |p: &&Point| p.domain.uuid == domain.uuid && second.contains(&p.time);
+        match points.iter().filter(is_meant).count() {
+            1 => Ok(found),
+            0 => Err(PointError::NotFound(format!(
+                "there is no point of {} at that very time any more: the one before it is {}",
+                shown(&domain.name),
+                when::local_time(found.point.time, zone)
+            ))),
+            count => Err(PointError::Ambiguous(format!(
+                "{} lie in that second: name the milliseconds, or the id",
+                counted(count, "point")
+            ))),
         }
     }
 }
@@ -243,7 +280,7 @@ fn find_when<'a>(
                 counted(count, "point")
             )),
         },
-        When::Before(end) => match owned.iter().rev().find(|p| p.time < *end) {
+        When::Before { end, .. } => match owned.iter().rev().find(|p| p.time < *end) {
             Some(point) => Ok(point),
             None => not_found(match owned.first() {
                 Some(oldest) => format!(

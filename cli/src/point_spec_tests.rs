@@ -107,6 +107,48 @@ fn a_time_means_the_newest_point_in_or_before_its_unit() {
     );
 }
 
+/// Which point an export of this name is, and whether the name can come to mean another one.
+fn exactly(text: &str, points: &[super::Point]) -> Result<(String, bool), String> {
+    let spec = PointSpec::parse(text, &zone()).unwrap();
+    let found = spec.find_exactly(points, &zone());
+    let found = found.map_err(|error| error.to_string())?;
+    Ok((found.point.id.to_string()[1..4].to_owned(), spec.moves()))
+}
+
+#[test]
+fn a_time_to_the_second_and_an_id_name_one_point_for_good() {
+    let mut points = points();
+    let ok = |id: &str, moves| Ok((id.to_owned(), moves));
+    assert_eq!(exactly("web1@latest", &points), ok("aa3", true));
+    assert_eq!(exactly("web1@2026-11-22T12:01", &points), ok("aa2", true));
+    assert_eq!(
+        exactly("web1@2026-11-22T12:01:00", &points),
+        ok("aa2", false)
+    );
+    let aa2 = points[1].id.to_string();
+    assert_eq!(exactly(&aa2, &points), ok("aa2", false));
+    assert_eq!(exactly(&format!("web1@{aa2}"), &points), ok("aa2", false));
+    assert_eq!(exactly("paa2", &points), ok("aa2", true));
+
+    let again = point("aa9", 1, "web1", NOON + 60_500);
+    points.insert(2, again);
+    let refused = exactly("web1@2026-11-22T12:01:00", &points).unwrap_err();
+    assert!(refused.contains("2 points lie in that second"), "{refused}");
+    assert_eq!(
+        exactly("web1@2026-11-22T12:01:00.500", &points),
+        ok("aa9", false)
+    );
+
+    points.drain(1..3);
+    assert_eq!(exactly("web1@2026-11-22T12:01", &points), ok("aa1", true));
+    let refused = exactly("web1@2026-11-22T12:01:00", &points).unwrap_err();
+    assert!(
+        refused.contains("no point of web1 at that very time"),
+        "{refused}"
+    );
+    assert!(exactly(&aa2, &points).is_err());
+}
+
 #[test]
 fn ids_and_their_unambiguous_beginnings_name_points() {
     assert_eq!(id("paa10000000000000"), "aa1");

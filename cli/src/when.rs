@@ -13,8 +13,8 @@ use virtkeep_repo::UnixMillis;
 pub(crate) enum When {
     /// The newest point but this many.
     Latest(usize),
-    /// The newest point before this moment.
-    Before(UnixMillis),
+    /// The newest point before `end`, where the unit ends that began at `start`.
+    Before { start: UnixMillis, end: UnixMillis },
     /// The point whose id begins with this.
     Id(String),
 }
@@ -34,7 +34,7 @@ impl When {
         if is_id_prefix(text) {
             return Ok(Self::Id(text.to_owned()));
         }
-        end_of_unit(text, zone).map(Self::Before).ok_or_else(|| {
+        unit(text, zone).ok_or_else(|| {
             format!(
                 "{text:?} is neither `latest`, `latest~2`, a time like 2026-11-22T22:11, nor a point id"
             )
@@ -49,27 +49,25 @@ pub(crate) fn is_id_prefix(text: &str) -> bool {
     })
 }
 
-/// The first moment after the unit that `text` names.
-fn end_of_unit(text: &str, zone: &TimeZone) -> Option<UnixMillis> {
+/// The unit that `text` names.
+fn unit(text: &str, zone: &TimeZone) -> Option<When> {
     if !text.is_ascii() {
         return None;
     }
     let (local, offset) = split_zone(text);
+    let zone = offset.as_ref().unwrap_or(zone);
     let (start, unit) = civil(local)?;
     let end = start.checked_add(unit).ok()?;
-    let end = match offset {
-        Some(offset) => zone_timestamp(end, offset)?,
-        // When clocks are set back, a local time comes twice; "in or before it" means the later one.
-        None => zone.to_ambiguous_timestamp(end).later().ok()?,
-    };
+    // When clocks are set back, a local time comes twice; "in or before it" means the later one.
+    let start = zone.to_ambiguous_timestamp(start).earlier().ok()?;
+    let end = zone.to_ambiguous_timestamp(end).later().ok()?;
     // Points are known to the millisecond; a finer end is rounded up so that it still covers them.
     let nanos = end.as_nanosecond();
-    let millis = nanos.div_euclid(1_000_000) + i128::from(nanos.rem_euclid(1_000_000) != 0);
-    u64::try_from(millis).ok().map(UnixMillis)
-}
-
-fn zone_timestamp(time: DateTime, zone: TimeZone) -> Option<Timestamp> {
-    zone.to_timestamp(time).ok()
+    let end = nanos.div_euclid(1_000_000) + i128::from(nanos.rem_euclid(1_000_000) != 0);
+    Some(When::Before {
+        start: u64::try_from(start.as_millisecond()).ok().map(UnixMillis)?,
+        end: u64::try_from(end).ok().map(UnixMillis)?,
+    })
 }
 
 /// Cuts `Z` or `+01:00` off the end of a time of day.
@@ -247,7 +245,7 @@ mod tests {
 
     fn before(text: &str) -> String {
         match When::parse(text, &berlin()) {
-            Ok(When::Before(end)) => rfc3339(end),
+            Ok(When::Before { end, .. }) => rfc3339(end),
             other => panic!("{text}: {other:?}"),
         }
     }
@@ -341,10 +339,11 @@ mod tests {
                     (local_time(time, &berlin()), 1000),
                     (local_time_exact(time, &berlin()), 1),
                 ] {
-                    let Ok(When::Before(end)) = When::parse(&text, &berlin()) else {
+                    let Ok(When::Before { start, end }) = When::parse(&text, &berlin()) else {
                         panic!("{text} is not understood");
                     };
-                    assert!(time < end && end.0 - time.0 <= unit, "{text}: {end:?}");
+                    assert!(start <= time && time < end, "{text}: {start:?} to {end:?}");
+                    assert_eq!(end.0 - start.0, unit, "{text}");
                 }
             }
         }

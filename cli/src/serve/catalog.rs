@@ -151,11 +151,12 @@ impl Catalog {
         if self.0.chosen.is_empty() {
             return None;
         }
-        let found = |spec: &'a PointSpec| spec.find(points, &self.0.zone).ok();
+        let found = |spec: &'a PointSpec| spec.find_exactly(points, &self.0.zone).ok();
         Some(self.0.chosen.iter().filter_map(found).collect())
     }
 
-    /// The disk that a POINT means; `target` where it names none. Refused unless it is served.
+    /// The disk that a POINT means; `target` where it names none. Of what is not served nothing is told, not
+    /// even whether it exists.
     fn resolve(
         &self,
         spec: &PointSpec,
@@ -163,7 +164,30 @@ impl Catalog {
         target: Option<&str>,
         points: &[Point],
     ) -> Result<(Point, Disk), OpenError> {
-        let Found { point, disk } = spec.find(points, &self.0.zone).map_err(unavailable)?;
+        let found = self.look_up(spec, name, target, points);
+        let Some(chosen) = self.chosen(points) else {
+            return found;
+        };
+        found
+            .ok()
+            .filter(|(point, disk)| is_among(Some(&chosen), point, disk))
+            .ok_or_else(|| {
+                OpenError::Unavailable(format!(
+                    "{} is not among the points that this server serves: `nbdinfo --list` shows their names",
+                    shown(name)
+                ))
+            })
+    }
+
+    fn look_up(
+        &self,
+        spec: &PointSpec,
+        name: &str,
+        target: Option<&str>,
+        points: &[Point],
+    ) -> Result<(Point, Disk), OpenError> {
+        let found = spec.find_exactly(points, &self.0.zone);
+        let Found { point, disk } = found.map_err(unavailable)?;
         let disk = match (disk.or(target), &point.disks[..]) {
             (None, [disk]) => disk,
             (None, _) => return Err(OpenError::Unavailable(which_disk(name, point))),
@@ -172,12 +196,6 @@ impl Catalog {
                 .find(|disk| disk.target == target)
                 .ok_or_else(|| OpenError::Unavailable(no_such_disk(point, target)))?,
         };
-        if !is_among(self.chosen(points).as_deref(), point, disk) {
-            return Err(OpenError::Refused(format!(
-                "{} is not among the points that this server was told to serve",
-                shown(name)
-            )));
-        }
         Ok((point.clone(), disk.clone()))
     }
 
@@ -310,7 +328,8 @@ impl Exports for Catalog {
         let points = self.points().map_err(unavailable)?;
         if name.is_empty() {
             let (point, disk) = self.only(&points)?;
-            return Ok(self.open_disk_by(&point, &disk, true)?);
+            let moves = !matches!(&self.0.chosen[..], [chosen] if !chosen.moves());
+            return Ok(self.open_disk_by(&point, &disk, moves)?);
         }
         let spec = PointSpec::parse(name, &self.0.zone).map_err(unavailable)?;
         let (point, disk) = self.resolve(&spec, name, None, &points)?;

@@ -64,7 +64,7 @@ fn every_point_of_a_history_is_served_as_it_is_restored() {
     let history = history(&world);
     let serving = Serving::start(&world, &[]);
     for (export, content) in [
-        ("web1/vda@2026-11-22T11:00", &history[0]),
+        ("web1/vda@2026-11-22T11:00:00", &history[0]),
         ("web1/vda@latest~1", &history[1]),
         ("web1@latest", &history[2]),
     ] {
@@ -219,14 +219,29 @@ fn only_what_was_chosen_is_served() {
         serving.names(),
         ["web1/vda@latest", "web1/vda@2026-11-22T11:02:00"]
     );
-    let refused = serving.refused("web1/vda@latest~1");
-    assert!(refused.contains("not among the points"), "{refused}");
-    // Nor is it told whether they are equal, neither older ones nor those of others.
     world.add(TestDomain {
         name: "secret",
         uuid: 0x99,
         ..TestDomain::web1(&history[2])
     });
+    // Of all others nothing is told, not even whether there are any.
+    let refused = |export: &str| {
+        let said = serving.refused(export);
+        let (_, said) = said.rsplit_once("server reported: ").unwrap();
+        said.strip_prefix(export).unwrap().to_owned()
+    };
+    let unknown = refused("nobody@latest");
+    assert!(unknown.contains("is not among the points"), "{unknown}");
+    for export in [
+        "web1/vda@latest~1",
+        "secret@latest",
+        "secret/vdq@latest",
+        "secret@2020",
+        "p",
+    ] {
+        assert_eq!(refused(export), unknown, "{export}");
+    }
+    // Nor whether they are equal.
     assert_eq!(
         serving.info("web1/vda@latest")["contexts"],
         serde_json::json!(["base:allocation"])
@@ -248,6 +263,35 @@ fn only_what_was_chosen_is_served() {
     assert!(serving.copy("") == newer);
     let missing = world.run(&["serve", "web9@latest", "--listen", "unix:socket2"]);
     missing.refused(1, "there is no point of web9");
+}
+
+#[test]
+fn the_name_of_a_point_that_was_forgotten_means_no_other() {
+    let world = World::new();
+    let disks = [disk(1), disk(2)];
+    let [_, last] = [0, 1].map(|number| {
+        world.add(TestDomain {
+            time: NOON + number * MINUTE,
+            ..TestDomain::web1(&disks[number as usize])
+        })
+    });
+    let serving = Serving::start(&world, &[]);
+    let multi_conn = |export: &str| serving.info(export)["can_multi_conn"].as_bool().unwrap();
+    let (second, minute) = ("web1/vda@2026-11-22T11:01:00", "web1/vda@2026-11-22T11:01");
+    let id = format!("web1/vda@{}", last.id);
+    for export in [second, minute, &id] {
+        assert!(serving.copy(export) == disks[1], "{export}");
+        // Two connections to a name that moves could be to two points.
+        assert_eq!(multi_conn(export), export != minute, "{export}");
+    }
+    world.ok(&["forget", &last.id.to_string()]);
+    for export in [second, &id] {
+        serving.refused(export);
+    }
+    assert!(
+        serving.copy(minute) == disks[0],
+        "the newest in or before it"
+    );
 }
 
 #[test]
