@@ -4,7 +4,6 @@
 
 mod common;
 
-use std::env;
 use std::fs::{self, File};
 use std::io::{BufRead, BufReader};
 use std::net::{Ipv4Addr, TcpListener};
@@ -15,19 +14,10 @@ use std::process::{Child, Command as Process, Stdio};
 use std::thread::sleep;
 use std::time::Duration;
 
-use common::{Client, pattern, run};
+use common::{Client, pattern, run, serve_file};
 use nbd_server::wire::request::Command;
 use rustix::process::{Pid, Signal, kill_process};
 use tempfile::TempDir;
-
-/// Where cargo has put the example: beside the directory of the tests.
-fn program() -> String {
-    let mut path: PathBuf = env::current_exe().expect("a path");
-    path.pop();
-    path.set_file_name("examples");
-    path.push("serve-file");
-    path.display().to_string()
-}
 
 struct Image {
     dir: TempDir,
@@ -81,7 +71,7 @@ fn activate(socket: OwnedFd, arguments: &str) -> Running {
     };
     let script = format!(
         "{moved} LISTEN_PID=$$ LISTEN_FDS=1 LISTEN_FDNAMES=disk exec {} {arguments}",
-        program()
+        serve_file()
     );
     // Descriptors are closed on exec unless somebody duplicates them.
     let inherited = rustix::io::fcntl_getfd(&socket).expect("a descriptor");
@@ -94,13 +84,13 @@ fn libnbd_starts_it_by_socket_activation() {
     let image = Image::new();
     let size = run(
         "nbdinfo",
-        &["--size", "--", "[", &program(), &image.path("disk"), "]"],
+        &["--size", "--", "[", &serve_file(), &image.path("disk"), "]"],
     );
     assert_eq!(size.trim(), "1048576");
     let copy = image.path("copy");
     run(
         "nbdcopy",
-        &["--", "[", &program(), &image.path("disk"), "]", &copy],
+        &["--", "[", &serve_file(), &image.path("disk"), "]", &copy],
     );
     assert!(fs::read(copy).expect("a file") == pattern(1 << 20));
 }
@@ -140,7 +130,7 @@ fn what_was_passed_is_used_only_if_it_is_safe_and_meant_for_this_process() {
         let said = fs::read_to_string(complaint).expect("a file");
         assert!(said.contains(reason), "{said}");
     }
-    let output = Process::new(program())
+    let output = Process::new(serve_file())
         .env("LISTEN_PID", "1")
         .env("LISTEN_FDS", "1")
         .arg(image.path("disk"))
@@ -164,7 +154,8 @@ fn systemd_socket_activate_starts_it_at_the_first_client() {
     let image = Image::new();
     let socket = image.path("s");
     let mut command = Process::new("systemd-socket-activate");
-    let _running = Running::start(command.args(["-l", &socket, &program(), &image.path("disk")]));
+    let _running =
+        Running::start(command.args(["-l", &socket, &serve_file(), &image.path("disk")]));
     while UnixStream::connect(&socket).is_err() {
         sleep(Duration::from_millis(10));
     }
@@ -176,7 +167,7 @@ fn systemd_socket_activate_starts_it_at_the_first_client() {
 fn sigterm_ends_it_in_order_with_a_client_connected() {
     let image = Image::new();
     let socket = image.path("s");
-    let mut command = Process::new(program());
+    let mut command = Process::new(serve_file());
     let command = command
         .args([&image.path("disk"), &socket])
         .stderr(Stdio::piped());
@@ -205,7 +196,7 @@ fn sigterm_ends_it_in_order_with_a_client_connected() {
 #[test]
 fn a_port_beyond_loopback_needs_a_certificate() {
     let image = Image::new();
-    let output = Process::new(program())
+    let output = Process::new(serve_file())
         .args([&image.path("disk"), "0.0.0.0:0"])
         .output()
         .expect("started");

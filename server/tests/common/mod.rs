@@ -341,6 +341,15 @@ pub fn pattern(length: usize) -> Vec<u8> {
         .collect()
 }
 
+/// A whole program on this library, where cargo has put it: beside the directory of the tests.
+pub fn serve_file() -> String {
+    let mut path = std::env::current_exe().expect("a path");
+    path.pop();
+    path.set_file_name("examples");
+    path.push("serve-file");
+    path.display().to_string()
+}
+
 /// Runs a program that must succeed, and returns what it printed.
 pub fn run(program: &str, arguments: &[&str]) -> String {
     let output = Process::new(program)

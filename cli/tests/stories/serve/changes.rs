@@ -106,6 +106,46 @@ fn what_changed_since_a_point_is_told_without_reading_data() {
 }
 
 #[test]
+fn qemu_and_nbdinfo_map_the_same_changes() {
+    let world = World::new();
+    let disks = history(&world);
+    let expected = differences(&disks[0], &disks[2]);
+    let serving = Serving::start(&world, &[]);
+    let context = "virtkeep:changed-since:web1@latest~2";
+    let image = format!(
+        "driver=nbd,server.type=unix,server.path={},export=web1/vda@latest,x-dirty-bitmap={context}",
+        world.text("socket")
+    );
+    let words = ["map", "--output=json", "--image-opts", &image];
+    let map: Vec<Value> = serde_json::from_str(&tool("qemu-img", &words)).unwrap();
+    let field = |extent: &Value, name: &str| extent[name].as_u64().unwrap();
+    // QEMU shows what is dirty as if it were no data.
+    let dirty = map.iter().filter(|extent| extent["data"] == false);
+    let ranges = dirty.map(|extent| {
+        let start = field(extent, "start");
+        (start, start + field(extent, "length"))
+    });
+    assert_eq!(ranges.collect::<Vec<_>>(), expected, "{map:?}");
+
+    let map = format!("--map={context}");
+    let uri = serving.uri("web1/vda@latest");
+    let totals = tool("nbdinfo", &[&map, "--totals", "--json", &uri]);
+    let totals: Vec<Value> = serde_json::from_str(&totals).unwrap();
+    let changed: u64 = expected.iter().map(|(start, end)| end - start).sum();
+    let size = disks[2].len() as u64;
+    for (flag, bytes) in [(0, size - changed), (1, changed)] {
+        let total = totals.iter().find(|total| field(total, "type") == flag);
+        assert_eq!(field(total.unwrap(), "size"), bytes, "{totals:?}");
+    }
+    // For people, a line per range.
+    let lines = tool("nbdinfo", &[&map, &uri]);
+    let changed = lines
+        .lines()
+        .filter(|line| line.split_whitespace().nth(2) == Some("1"));
+    assert_eq!(changed.count(), expected.len(), "{lines}");
+}
+
+#[test]
 fn disks_that_only_one_point_has_are_listed_by_diff() {
     let world = World::new();
     let content = disk(1);
