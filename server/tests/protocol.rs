@@ -53,7 +53,7 @@ impl Export for Pair {
     fn read(&self, _offset: u64, buffer: &mut [u8]) -> Result<(), ExportError> {
         let running = 1 + self.running.fetch_add(1, Ordering::SeqCst);
         self.most.fetch_max(running, Ordering::SeqCst);
-        std::thread::sleep(Duration::from_millis(2));
+        std::thread::sleep(Duration::from_micros(100));
         self.running.fetch_sub(1, Ordering::SeqCst);
         buffer.fill(7);
         Ok(())
@@ -66,12 +66,15 @@ fn an_export_is_asked_for_as_much_at_one_time_as_it_says_is_worth_it() {
     let most = pair.most.clone();
     let served = Served::one(pair);
     let mut client = served.session();
-    for cookie in 0..40 {
-        client.send(Command::Read, cookie, 0, 512);
+    // So often that threads meet at every place.
+    for _ in 0..50 {
+        for cookie in 0..40 {
+            client.send(Command::Read, cookie, 0, 512);
+        }
+        let mut answered: Vec<u64> = (0..40).map(|_| client.reply().1).collect();
+        answered.sort_unstable();
+        assert_eq!(answered, (0..40).collect::<Vec<_>>());
     }
-    let mut answered: Vec<u64> = (0..40).map(|_| client.reply().1).collect();
-    answered.sort_unstable();
-    assert_eq!(answered, (0..40).collect::<Vec<_>>());
     assert_eq!(most.load(Ordering::SeqCst), 2);
 }
 

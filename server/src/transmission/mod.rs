@@ -71,7 +71,10 @@ impl<R: Read + Send, W: Write + Send> Session<R, W> {
             pulse: &self.pulse,
             intake: Mutex::new(self.reader),
             output: Mutex::new(self.writer),
-            crew: Mutex::new(Crew::default()),
+            crew: Mutex::new(Crew {
+                worth: 1,
+                ..Crew::default()
+            }),
             lead_is_free: Condvar::new(),
         };
         thread::scope(|scope| line.work(scope, None));
@@ -175,6 +178,8 @@ struct Crew {
     waiting: usize,
     /// Threads carrying out a request.
     working: usize,
+    /// How many of them are worth it, as the export said last; at least one.
+    worth: usize,
     helpers: usize,
     ended: bool,
     failure: Option<Error>,
@@ -232,7 +237,7 @@ impl<R: Read + Send, W: Write + Send> Line<'_, R, W> {
             if crew.ended {
                 return false;
             }
-            if !crew.led {
+            if !crew.led && crew.working < crew.worth {
                 crew.led = true;
                 return true;
             }
@@ -255,7 +260,9 @@ impl<R: Read + Send, W: Write + Send> Line<'_, R, W> {
         let mut crew = self.crew();
         crew.led = false;
         crew.working += 1;
-        if crew.working >= worth {
+        crew.worth = worth.max(1);
+        if crew.working >= crew.worth {
+            // The first of them who is done leads next.
             return;
         }
         if crew.waiting > 0 {
