@@ -4,6 +4,8 @@ use std::io;
 use std::ops::Range;
 use std::path::PathBuf;
 
+use rustix::io::Errno;
+
 use crate::check::reason;
 use crate::{PointId, RawId, RecordKind, SourceError};
 
@@ -283,10 +285,10 @@ impl Error {
     }
 
     /// Whether stored bytes are wrong, gone, or cannot be read: what other copies of them help against.
-    /// What another user may read is not damaged.
+    /// What another user may read is not damaged, nor what this process or this moment is to blame for.
     pub fn is_damage(&self) -> bool {
         match self {
-            Self::Io { source, .. } => source.kind() != io::ErrorKind::PermissionDenied,
+            Self::Io { source, .. } => !passes(source),
             Self::Corrupt { .. } | Self::Missing { .. } | Self::DiskDamage { .. } => true,
             _ => false,
         }
@@ -330,5 +332,54 @@ pub(crate) fn words(error: &io::Error) -> String {
             format!("{words}; move away what stands in its place")
         }
         _ => words.to_owned(),
+    }
+}
+
+/// Whether an error says nothing of what is stored: it may not be read, what it takes to read is short, or the
+/// whole storage is away.
+fn passes(error: &io::Error) -> bool {
+    let kinds = [
+        io::ErrorKind::PermissionDenied,
+        io::ErrorKind::OutOfMemory,
+        io::ErrorKind::Interrupted,
+        io::ErrorKind::TimedOut,
+        io::ErrorKind::NotConnected,
+        io::ErrorKind::StaleNetworkFileHandle,
+        io::ErrorKind::HostUnreachable,
+        io::ErrorKind::NetworkUnreachable,
+        io::ErrorKind::NetworkDown,
+    ];
+    let numbers = [Errno::MFILE, Errno::NFILE, Errno::NODEV, Errno::NXIO];
+    kinds.contains(&error.kind())
+        || Errno::from_io_error(error).is_some_and(|number| numbers.contains(&number))
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn what_passes_is_no_damage_and_what_a_medium_cannot_read_is() {
+        let is_damage = |number: Errno| {
+            let error = Error::Io {
+                verb: "read",
+                path: PathBuf::from("packs/0a/0a1b"),
+                offset: Some(0),
+                source: number.into(),
+            };
+            error.is_damage()
+        };
+        for number in [Errno::IO, Errno::BADMSG, Errno::UCLEAN, Errno::NODATA] {
+            assert!(is_damage(number), "{number}");
+        }
+        for number in [
+            Errno::MFILE,
+            Errno::NOMEM,
+            Errno::ACCESS,
+            Errno::STALE,
+            Errno::NODEV,
+        ] {
+            assert!(!is_damage(number), "{number}");
+        }
     }
 }

@@ -4,20 +4,21 @@
 //! the pull off, and leaves a note beside its socket that tells whoever looks after the recovery why.
 //!
 //! With `--salvage` it answers zeroes. **It gives no zero for a lost byte that is not written down first**,
-//! durably, in the [list](Recovery::lost_ranges) beside the images. That the list is there, if empty, says that
+//! durably, in the [list](Recovery::lost_ranges) beside the images, and none for what may only be away for a moment. That the list is there, if empty, says that
 //! lost bytes are given up: also to a server that is started anew, and after a crash; a later `--finish` tells it, but
 //! does not take it back, since what was given up is zero already. In the end it stays unless
 //! it is empty, for nothing else tells later which zeroes are none of the guest's.
 
 use std::collections::HashSet;
-use std::fs::OpenOptions;
-use std::io::{ErrorKind, Write};
+use std::fs::{File, OpenOptions};
+use std::io::{ErrorKind, Read, Write};
 use std::ops::Range;
 use std::path::PathBuf;
 use std::sync::{Arc, Mutex, OnceLock, PoisonError};
 
 use anyhow::{Context as _, Result, ensure};
 use nbd_server::{BlockSizes, ErrorCode, Export, ExportError, Extents, Features, Holes, OpenError};
+use rustix::fs::{Advice, fadvise};
 use serde::{Deserialize, Serialize};
 use virtkeep_repo::{DiskOffset, DiskReader, Error, PointId, Repository};
 
@@ -121,8 +122,8 @@ fn joined(mut all: Vec<Lost>) -> Vec<Lost> {
 pub(super) struct Ledger {
     unreadable: PathBuf,
     list: PathBuf,
-    /// The repository says what it is as long as it is there.
-    repository: PathBuf,
+    /// A file that every repository has.
+    config: PathBuf,
     /// What is in the list for sure.
     listed: Mutex<HashSet<(String, u64)>>,
 }
@@ -133,14 +134,25 @@ impl Ledger {
         Ok(Self {
             unreadable: recovery.unreadable(),
             list: recovery.lost_ranges(),
-            repository: context.repository_path()?.join("config.toml"),
+            config: context.repository_path()?.join("config.toml"),
             listed: Mutex::default(),
         })
     }
 
-    /// Whether lost bytes are given up. Not while the whole repository is away: that comes back.
+    /// Whether lost bytes are given up.
     fn is_salvaging(&self) -> bool {
-        self.list.exists() && self.repository.exists()
+        self.list.exists()
+    }
+
+    /// Whether the device of the repository can be read at all: one that is away comes back. What is in the page
+    /// cache says nothing of that.
+    fn storage_answers(&self) -> bool {
+        File::open(&self.config)
+            .and_then(|mut file| {
+                fadvise(&file, 0, None, Advice::DontNeed)?;
+                file.read(&mut [0; 1])
+            })
+            .is_ok_and(|read| read == 1)
     }
 
     /// Tells why a read failed. Nothing depends on it.
@@ -212,10 +224,17 @@ impl Fragile {
             reader: OnceLock::new(),
         };
         if let Err(error) = is_open {
+            let answered = ledger.storage_answers();
             let lost: Vec<_> = fragile.reader()?.losses();
             let Some(first) = lost.first() else {
                 return Err(error.into());
             };
+            ensure!(
+                answered && ledger.storage_answers(),
+                "{} cannot be opened, since the repository cannot be read now: {}",
+                shown(target),
+                first.why
+            );
             ensure!(
                 ledger.is_salvaging(),
                 "all of {} is lost: {}. A recovery that is under way can be finished without it: \
@@ -261,14 +280,18 @@ impl Fragile {
         while !rest.is_empty() {
             let len = usize::try_from(chunk - at % chunk).unwrap_or(usize::MAX);
             let (part, behind) = rest.split_at_mut(len.min(rest.len()));
-            match reader.read_at(DiskOffset(at), part) {
-                Ok(()) => {}
-                Err(error) if error.is_damage() => {
+            let start = at - at % chunk;
+            let range = start..(start + chunk).min(self.size());
+            match self.read_or_lose(reader, at, part) {
+                Ok(None) => {}
+                Ok(Some(error)) => {
                     part.fill(0);
-                    let start = at - at % chunk;
-                    lost.push(self.lost(start..(start + chunk).min(self.size()), &error));
+                    lost.push(self.lost(range, &error));
                 }
-                Err(_) => return Err(failure),
+                Err(error) => {
+                    self.ledger.tell(&self.lost(range, &error));
+                    return Err(failure);
+                }
             }
             at += part.len() as u64;
             rest = behind;
@@ -283,6 +306,26 @@ impl Fragile {
         self.ledger
             .give_up(lost)
             .map_err(|error| ExportError::new(ErrorCode::Io, error.to_string()))
+    }
+
+    /// Reads a part of a chunk; why it is lost, if it is: if it cannot be read between two proofs that the
+    /// storage answers.
+    fn read_or_lose(
+        &self,
+        reader: &DiskReader,
+        at: u64,
+        part: &mut [u8],
+    ) -> Result<Option<Error>, Error> {
+        if reader.read_at(DiskOffset(at), part).is_ok() {
+            return Ok(None);
+        }
+        let answered = self.ledger.storage_answers();
+        match reader.read_at(DiskOffset(at), part) {
+            Err(error) if error.is_damage() && answered && self.ledger.storage_answers() => {
+                Ok(Some(error))
+            }
+            again => again.map(|()| None),
+        }
     }
 
     fn lost(&self, range: Range<u64>, error: &Error) -> Lost {
@@ -378,6 +421,21 @@ mod tests {
             end,
             message: format!("{start}"),
         }
+    }
+
+    #[test]
+    fn a_repository_answers_while_it_can_be_read() {
+        let dir = tempfile::tempdir().unwrap();
+        let config = dir.path().join("config.toml");
+        let ledger = Ledger {
+            unreadable: dir.path().join("unreadable"),
+            list: dir.path().join("list"),
+            config: config.clone(),
+            listed: Mutex::default(),
+        };
+        assert!(!ledger.storage_answers());
+        std::fs::write(&config, "version = 1").unwrap();
+        assert!(ledger.storage_answers());
     }
 
     #[test]
