@@ -4,8 +4,8 @@
 use rustix::process::Signal;
 use virtkeep_tests::{Machine, run, stack, text, wait_until};
 
-use crate::boot::assert_tidy;
-use crate::guest::{Defined, in_guest, wait_for_agent};
+use crate::boot::{assert_over, boot};
+use crate::guest::{in_guest, wait_for_agent};
 use crate::world::{World, id, unique_name};
 
 /// A domain that boots from its first disk, and finds a file on its second one.
@@ -23,7 +23,7 @@ fn made_of_disks() -> World {
         std::fs::write(content.join("letter"), "dear guest\n").unwrap();
         run(
             stack("guest.sh"),
-            &["disk", text(&data), "8M", text(&content)],
+            &["disk", text(&data), "256M", text(&content)],
         );
         let machine = Machine::define_with(
             dir.path(),
@@ -32,7 +32,9 @@ fn made_of_disks() -> World {
             &["--boot", boot.trim()],
         );
         let xml = machine.virsh("dumpxml", &["--inactive"]);
-        machine.define_xml(&without_kernel(&xml));
+        let interface = "<interface type='user'><model type='virtio'/></interface></devices>";
+        let xml = without_kernel(&xml).replace("</devices>", interface);
+        machine.define_xml(&xml);
         machine
     })
 }
@@ -101,35 +103,55 @@ fn a_guest_boots_from_exports_of_a_point_by_its_own_boot_loader() {
     assert_eq!(server.wait().code(), Some(0));
 }
 
+/// The only interface of a running domain: its address, and whether its link is up.
+fn interface(uuid: &str) -> (String, bool) {
+    let list = run("virsh", &["--quiet", "domiflist", uuid]);
+    let address = list.split_whitespace().last().unwrap().to_owned();
+    let link = run("virsh", &["--quiet", "domif-getlink", uuid, &address]);
+    (address, link.trim().ends_with("up"))
+}
+
 #[test]
-fn a_guest_that_boots_by_itself_is_recovered() {
+fn a_guest_that_boots_by_itself_writes_while_it_is_recovered_and_its_file_system_is_clean() {
+    let world = made_of_disks();
+    let machine = &world.machine;
+    let point = world.program.backup(&machine.uuid, &[]);
+    let (clone, dir) = boot(&world, id(&point), &[]);
+    let uuid = &clone.0;
+    assert_complete(uuid);
+    let original = machine.virsh("dumpxml", &["--inactive"]);
+    let (address, is_up) = interface(uuid);
+    assert!(!is_up && !original.contains(&address), "{address}");
+
+    in_guest(uuid, "busy /disks/vdb >/dev/null 2>&1 &");
+    let recorded = |least: u32| {
+        let count = in_guest(uuid, "grep -c . /disks/vdb/sums || true");
+        count.trim().parse::<u32>().unwrap() >= least
+    };
+    wait_until("it has written files", || recorded(1));
+    world.program.ok(&["boot", "--finish"]);
+    assert_over(&world, uuid);
+    let said = in_guest(
+        uuid,
+        "killall busy; verify /disks/vdb; until umount /disks/vdb; do sleep 0.2; done",
+    );
+    assert!(said.contains("recorded files are right"), "{said}");
+    run("virsh", &["destroy", uuid]);
+    let raw = world.path("vdb.raw");
+    let image = dir.join("vdb.qcow2");
+    run(
+        "qemu-img",
+        &["convert", "-O", "raw", text(&image), text(&raw)],
+    );
+    run("/usr/sbin/e2fsck", &["-fn", text(&raw)]);
+}
+
+#[test]
+fn a_clone_is_connected_only_where_that_is_wanted() {
     let world = made_of_disks();
     let point = world.program.backup(&world.machine.uuid, &[]);
-    let name = format!("{}-boot", world.machine.name);
-    let to = world.path("boot");
-    let words = [
-        "--json",
-        "boot",
-        id(&point),
-        "--to",
-        text(&to),
-        "--name",
-        &name,
-    ];
-    let booted = world.program.ok(&words).line("booted");
-    let clone = Defined(booted["uuid"].as_str().unwrap().to_owned());
-    assert_complete(&clone.0);
-    assert_tidy(&world);
-    let trials = world.path("trials");
-    std::fs::create_dir(&trials).unwrap();
-    let test = [
-        "boot",
-        id(&point),
-        "--test",
-        "--to",
-        text(&trials),
-        "--expect",
-        "guest: up",
-    ];
-    world.program.ok(&test);
+    let (clone, _) = boot(&world, id(&point), &["--network"]);
+    let (_, is_up) = interface(&clone.0);
+    assert!(is_up);
+    world.program.ok(&["boot", "--abort", "--yes"]);
 }
