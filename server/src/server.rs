@@ -26,7 +26,7 @@ use crate::transmission::Helpers;
 /// How long to leave clients waiting when the system has no room for another.
 const ACCEPT_PAUSE: Duration = Duration::from_millis(100);
 
-/// How long connections have to end once they were hung up.
+/// How long connections have to end once they were hung up, and clients to notice that one ends.
 const HANG_UP_GRACE: Duration = Duration::from_secs(1);
 
 /// A server that is not running yet.

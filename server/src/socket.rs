@@ -6,8 +6,13 @@
 //! comes that nobody will read. A unix socket refuses what comes, and there are clients that give up
 //! everything when they are refused a request, also the replies they wait for; so it is shut down only
 //! where nothing has been asked for a while.
+//!
+//! Replies that were written are not there yet: TCP may hold megabytes of them, and throws them away, too,
+//! once the socket is closed and the client says one more word. So it is kept open until the client's
+//! system has acknowledged them. What went into a unix socket is the client's to read in any case.
 
 use std::fmt;
+use std::fs;
 use std::io::{self, IoSlice, Read, Write};
 use std::net::{Shutdown, SocketAddr, TcpStream};
 use std::os::unix::net::UnixStream;
@@ -118,21 +123,36 @@ impl Socket {
     }
 
     /// Ends the connection when all has been said. A client that may not know yet that nothing more
-    /// is read has until `patience` ends to take the replies.
+    /// is read has until `patience` ends to notice; and, until somebody hangs up, the time that it takes
+    /// to receive the replies.
     pub(crate) fn part(&self, patience: Duration) {
         if self.has_stopped_reading() {
             self.shutdown(Shutdown::Write);
-            let deadline = Instant::now() + patience;
-            let mut ignored = [0; 4096];
-            while Instant::now() < deadline {
-                match self.0.stream.read(&mut ignored) {
-                    Ok(0) => break,
-                    Err(error) if !is_timeout(error.kind()) => break,
-                    _ => {}
-                }
-            }
+            while self.stays_for(patience) && self.has_replies_on_their_way() {}
         }
         self.hang_up();
+    }
+
+    /// Ignores what the client says for a while, and tells whether it is still there.
+    fn stays_for(&self, patience: Duration) -> bool {
+        let deadline = Instant::now() + patience;
+        let mut ignored = [0; 4096];
+        while Instant::now() < deadline {
+            match self.0.stream.read(&mut ignored) {
+                Ok(0) => return false,
+                Err(error) if !is_timeout(error.kind()) => return false,
+                _ => {}
+            }
+        }
+        true
+    }
+
+    fn has_replies_on_their_way(&self) -> bool {
+        match &self.0.stream {
+            Stream::Unix(_) => false,
+            // Where the system does not tell, nobody is waited for.
+            Stream::Tcp(stream) => unacknowledged(stream).is_ok_and(|bytes| bytes > 0),
+        }
     }
 
     /// Ends the connection, in both directions.
@@ -187,4 +207,23 @@ impl Write for Socket {
     fn flush(&mut self) -> io::Result<()> {
         Ok(())
     }
+}
+
+/// How many bytes, the end among them, the other end has not acknowledged. The table of the kernel tells it
+/// without `unsafe`, unlike `SIOCOUTQ`: tcp(7), proc_pid_net(5).
+fn unacknowledged(stream: &TcpStream) -> io::Result<u64> {
+    let table = match stream.local_addr()? {
+        SocketAddr::V4(_) => "/proc/net/tcp",
+        SocketAddr::V6(_) => "/proc/net/tcp6",
+    };
+    let inode = rustix::fs::fstat(stream)?.st_ino.to_string();
+    let table = fs::read_to_string(table)?;
+    let queue = table.lines().find_map(|line| {
+        let fields: Vec<_> = line.split_whitespace().collect();
+        let is_ours = fields.get(9) == Some(&&inode[..]);
+        let (sent, _) = fields.get(4).filter(|_| is_ours)?.split_once(':')?;
+        u64::from_str_radix(sent, 16).ok()
+    });
+    // One that is not in the table has been reset.
+    Ok(queue.unwrap_or(0))
 }

@@ -101,6 +101,49 @@ fn a_client_that_never_stops_asking_over_tcp_gets_what_it_asked_before_the_stop_
     drop(idle);
 }
 
+#[test]
+fn a_stop_waits_for_replies_that_are_on_their_way_over_tcp_and_tells_who_does_not_take_them() {
+    const READS: u64 = 16;
+    let ask = || {
+        let listener = Listener::tcp((Ipv4Addr::LOCALHOST, 0).into()).expect("a port");
+        let address = listener.tcp_address().expect("TCP");
+        let exports = ExportMap::new().with("disk", Arc::new(disk()));
+        let running = Server::new(Arc::new(exports))
+            .start(vec![listener])
+            .expect("the server starts");
+        let mut client = Client::connect(address);
+        client.accepted(&ClientOption::StructuredReply);
+        client.go("disk");
+        for cookie in 0..READS {
+            client.send(Command::Read, cookie, 0, 64 << 10);
+        }
+        client.wait_until_received();
+        (running, client)
+    };
+
+    // The replies fit into the sockets, so they are all written soon; but this client takes none for
+    // longer than it takes to notice an end, and goes on asking.
+    let (running, mut client) = ask();
+    let stop = std::thread::spawn(move || running.stop(Duration::from_secs(20)));
+    let mut late = Vec::new();
+    talk_of(1000, &mut late);
+    for _ in 0..15 {
+        std::thread::sleep(Duration::from_millis(100));
+        client.stream.write_all(&late).expect("it listens");
+    }
+    let mut answered = 0;
+    while let Some((_, cookie, _)) = client.reply_or_end() {
+        answered += u64::from(cookie < READS);
+    }
+    assert_eq!(answered, READS);
+    stop.join().expect("no panic").expect("all in time");
+
+    let (running, client) = ask();
+    let left = running.stop(Duration::from_millis(1500));
+    assert_eq!(left.expect_err("it takes nothing").connections, 1);
+    drop(client);
+}
+
 /// A read of what no gate keeps.
 fn talk_of(cookie: u64, request: &mut Vec<u8>) {
     let read = Request {
