@@ -267,12 +267,13 @@ fn lvm_script() -> String {
         ("[\"VG\"]", "[\"vg1\"]"),
         ("VG/LV", "vg1/root"),
     ];
-    let mut script = "mkdir -p /mnt/web1\n".to_owned();
+    let mut script = "mkdir -p /mnt/web1\nudevadm settle\n".to_owned();
     for Typed { line, .. } in below("LVM") {
         let line = names
             .iter()
             .fold(line, |line, (name, ours)| line.replace(name, ours));
-        script += &format!("{line}\n");
+        // Whoever types is slower than udev.
+        script += &format!("{line}\nudevadm settle\n");
     }
     script + "cat /mnt/web1/etc/fstab\nlvs --noheadings --options attr\n"
 }
@@ -324,7 +325,8 @@ fn guestfish_finds_file_systems_in_partitions_and_in_lvm() {
     lines.push("cat fstab".into());
     let said = type_all(&world, lines);
     assert!(said.contains(&"# of web1\n".to_owned()), "{said:?}");
-    let (_, volumes) = said[1].split_once("+ cat /mnt/web1/etc/fstab\n").unwrap();
+    let volumes = said[1].split_once("+ cat /mnt/web1/etc/fstab\n");
+    let (_, volumes) = volumes.unwrap_or_else(|| panic!("{said:?}"));
     // Active, in use, and read-only, which its own description does not say.
     assert!(
         volumes.starts_with("# of web1\n") && volumes.contains("-Ri-ao"),

@@ -67,10 +67,20 @@ impl Ran {
 impl World {
     /// With an empty repository.
     pub(crate) fn new() -> Self {
-        let world = Self::bare();
+        Self::bare().with_repository()
+    }
+
+    /// In memory, if there is a place for that, where very many points are made in no time.
+    pub(crate) fn in_memory() -> Self {
+        let dir = tempfile::tempdir_in("/dev/shm");
+        let dir = dir.unwrap_or_else(|_| tempfile::tempdir().unwrap());
+        Self { dir }.with_repository()
+    }
+
+    fn with_repository(self) -> Self {
         let options = InitOptions::default();
-        Repository::init(&world.path("repo"), &options, Env::system()).unwrap();
-        world
+        Repository::init(&self.path("repo"), &options, Env::system()).unwrap();
+        self
     }
 
     /// Without a repository.

@@ -41,7 +41,7 @@ fn disks(world: &World) -> Vec<String> {
 #[test]
 fn points_by_the_thousand_are_all_there_and_come_and_go() {
     let count = std::env::var("VIRTKEEP_MOUNTED_POINTS").map_or(1000, |n| n.parse().unwrap());
-    let world = World::new();
+    let world = World::in_memory();
     (0..count).for_each(|number| add(&world, number));
     let Some(mounted) = Mounted::start(&world) else {
         return;
@@ -77,7 +77,7 @@ fn points_by_the_thousand_are_all_there_and_come_and_go() {
 #[test]
 fn more_open_disks_than_there_are_files_for_are_refused_and_harm_no_others() {
     const POINTS: usize = 120;
-    let world = World::new();
+    let world = World::in_memory();
     (0..POINTS).for_each(|number| add(&world, number));
     let Some(mounted) = Mounted::start_within(&world, 120) else {
         return;
