@@ -13,8 +13,9 @@ use super::server::{self, remove};
 use super::work::Work;
 
 /// Undoes it. What its guest has written is lost. A domain that does not use its images is left alone, and so
-/// are images that a guest uses, whichever it is, and whatever lies in a directory that is not its own.
-pub(crate) fn abort(repo: &Repository, pinned: &Pinned, work: Work) -> Result<()> {
+/// are images that a guest uses, whichever it is, and whatever lies in a directory that is not its own. Whether its
+/// directory was: if not, there were no images to remove.
+pub(crate) fn abort(repo: &Repository, pinned: &Pinned, work: Work) -> Result<bool> {
     let recovery = &pinned.recovery;
     let mut machine = Machine::connect(recovery)?;
     let claim = Claim::of(pinned);
@@ -39,7 +40,8 @@ pub(crate) fn abort(repo: &Repository, pinned: &Pinned, work: Work) -> Result<()
         remove_directory(recovery)?;
     }
     repo.remove_pin(&pinned.pin)?;
-    work.end()
+    work.end()?;
+    Ok(is_ours)
 }
 
 fn remove_files(recovery: &Recovery) -> Result<()> {

@@ -23,6 +23,9 @@ const DAEMON_LIMIT: Duration = Duration::from_secs(60);
 /// How long a guest may take to end.
 const ENDING_LIMIT: Duration = Duration::from_secs(30);
 
+/// The libvirt that knows what is to become of the state of a TPM: 8.9.0.
+const TPM_SINCE: u32 = 8_009_000;
+
 /// What the guest is doing.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, serde::Serialize)]
 #[serde(rename_all = "kebab-case")]
@@ -296,16 +299,22 @@ impl<'a> Machine<'a> {
     /// Removes the definition, with all that libvirt keeps for it; but what it keeps of an original was
     /// there before the recovery.
     pub(crate) fn undefine(&mut self) -> Result<()> {
-        let files = if self.recovery.as_original {
-            sys::VIR_DOMAIN_UNDEFINE_KEEP_NVRAM | sys::VIR_DOMAIN_UNDEFINE_KEEP_TPM
+        let (nvram, tpm) = if self.recovery.as_original {
+            (
+                sys::VIR_DOMAIN_UNDEFINE_KEEP_NVRAM,
+                sys::VIR_DOMAIN_UNDEFINE_KEEP_TPM,
+            )
         } else {
-            sys::VIR_DOMAIN_UNDEFINE_NVRAM | sys::VIR_DOMAIN_UNDEFINE_TPM
+            (sys::VIR_DOMAIN_UNDEFINE_NVRAM, sys::VIR_DOMAIN_UNDEFINE_TPM)
         };
-        let flags = files
+        let flags = nvram
             | sys::VIR_DOMAIN_UNDEFINE_MANAGED_SAVE
             | sys::VIR_DOMAIN_UNDEFINE_SNAPSHOTS_METADATA
             | sys::VIR_DOMAIN_UNDEFINE_CHECKPOINTS_METADATA;
-        self.ask("undefine", |domain| Ok(domain.undefine_flags(flags)?))
+        self.ask("undefine", |domain| {
+            let knows_tpm = domain.connect()?.lib_version()? >= TPM_SINCE;
+            Ok(domain.undefine_flags(if knows_tpm { flags | tpm } else { flags })?)
+        })
     }
 }
 

@@ -80,7 +80,7 @@ impl Start<'_> {
                 notes,
             }),
             Err(error) => match abort::abort(self.repo, &pinned, work) {
-                Ok(()) => Err(error),
+                Ok(_) => Err(error),
                 Err(undo) => Err(error.context(format!(
                     "not all could be removed again ({undo:#}); `virtkeep boot --abort` does it"
                 ))),

@@ -37,6 +37,14 @@ pub(crate) struct Status {
     pub(crate) troubles: Vec<String>,
 }
 
+impl Status {
+    fn tell_first(&mut self, error: &anyhow::Error) {
+        let text = format!("{error:#}");
+        self.troubles.retain(|trouble| *trouble != text);
+        self.troubles.insert(0, text);
+    }
+}
+
 /// Looks at a recovery; none where it has just ended. Problems on the way are noted, and do not keep the rest
 /// from being seen.
 pub(crate) fn look(
@@ -79,6 +87,12 @@ pub(crate) fn look(
         status.free = Some(space.free);
         status.troubles.extend(space.warning());
     }
+    if let Some(keeper) = server::keeper(recovery)?
+        && !keeper.troubles.is_empty()
+    {
+        // It knows better what space there is.
+        status.troubles = keeper.troubles;
+    }
     let given_up = damage::given_up(recovery)?;
     if !given_up.is_empty() {
         let bytes = given_up.iter().map(|lost| lost.end - lost.start).sum();
@@ -90,16 +104,11 @@ pub(crate) fn look(
     } else if damage::is_salvaging(recovery) {
         status.troubles.push(damage::STILL_GIVEN_UP.to_owned());
     }
-    if let Some(keeper) = server::keeper(recovery)?
-        && !keeper.troubles.is_empty()
-    {
-        status.troubles = keeper.troubles;
-    }
     let asked = match claimed {
         Ok(()) => ask(pinned, work, &mut status),
         // What there is may be somebody else's.
         Err(error) => {
-            status.troubles = vec![format!("{error:#}")];
+            status.tell_first(&error);
             Ok(())
         }
     };
@@ -115,7 +124,7 @@ fn ask(pinned: &Pinned, work: Option<Work>, status: &mut Status) -> Result<()> {
     let mut state = machine.state()?;
     if status.served {
         if let Err(error) = Waker::default().look(pinned, &mut machine, state) {
-            status.troubles = vec![format!("{error:#}")];
+            status.tell_first(&error);
         }
         state = machine.state()?;
     }

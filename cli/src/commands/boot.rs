@@ -169,10 +169,13 @@ pub(super) fn run(args: &Args, context: &Context) -> Result<Exit> {
     if args.abort {
         confirm(&Pinned::find(&repo, what)?, args.yes)?;
         let (pinned, work) = take(&repo, what, args.same_host)?;
-        abort::abort(&repo, &pinned, work)?;
         let name = shown(&pinned.recovery.domain);
-        let text = format!("{name} and all that was made for it is gone");
-        context.output.text(&text)?;
+        context
+            .output
+            .text(&match abort::abort(&repo, &pinned, work)? {
+                true => format!("{name} and all that was made for it is gone"),
+                false => format!("the recovery of {name} is gone, and what it had pinned is free"),
+            })?;
         let seconds = rounded(began);
         return report(context, "aborted", &pinned, Rest::Aborted { seconds });
     }
@@ -465,7 +468,9 @@ fn confirm(pinned: &Pinned, yes: bool) -> Result<()> {
     let dir = shown_dir(&pinned.recovery.directory);
     let what = match Claim::of(pinned).holds()? {
         true => format!("{name} will be ended and removed with its images in {dir}"),
-        false => format!("the pin of {name} will be removed, and nothing in {dir}"),
+        false => format!(
+            "the pin of {name} will be removed, its definition too if all its images are gone, and nothing in {dir}"
+        ),
     };
     if yes {
         return Ok(());

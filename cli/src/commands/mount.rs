@@ -18,6 +18,9 @@ use crate::signals::Signals;
 /// How long files that are open may stay so once the mount was asked to end.
 const GRACE: Duration = Duration::from_secs(30);
 
+/// How often somebody who waits without end looks whether he is asked to end.
+const SLICE: Duration = Duration::from_millis(200);
+
 /// Show every disk of every point as a read-only file, until stopped
 #[derive(clap::Args, Debug)]
 #[command(after_help = "\
@@ -91,20 +94,23 @@ pub(super) fn run(args: &Args, context: &Context) -> Result<Exit> {
     if why == Event::Ended && mount.is_there() {
         bail!("the kernel has broken the connection; the directory is unmounted");
     }
-    let mut patience = None;
-    if why == Event::Signal {
-        patience = Some(GRACE);
-        if let Err(error) = mount.unmount() {
-            context.reporter.note(&format!(
-                "ending: something in {} is still in use ({error}); it is unmounted now, and ends with that",
-                shown(&path)
-            ));
-            mount
-                .detach()
-                .with_context(|| format!("cannot unmount {}", directory.display()))?;
-        }
+    if why == Event::Signal
+        && let Err(error) = mount.unmount()
+    {
+        context.reporter.note(&format!(
+            "ending: something in {} is still in use ({error}); it is unmounted now, and ends with that",
+            shown(&path)
+        ));
+        mount
+            .detach()
+            .with_context(|| format!("cannot unmount {}", directory.display()))?;
     }
-    if !open.wait_until_none(patience) {
+    // Who has unmounted it elsewhere may have files open for as long as nobody asks for the end.
+    let mut is_asked = why == Event::Signal;
+    while !is_asked && !open.wait_until_none(SLICE) {
+        is_asked = events.try_iter().any(|event| event == Event::Signal);
+    }
+    if !open.wait_until_none(GRACE) {
         bail!(
             "files of the mount were still open after {} s; whoever has them open gets errors now",
             GRACE.as_secs()

@@ -3,7 +3,7 @@
 use std::collections::HashMap;
 use std::sync::atomic::{AtomicU64, Ordering};
 use std::sync::{Arc, Condvar, Mutex, MutexGuard, PoisonError};
-use std::time::{Duration, Instant};
+use std::time::Duration;
 
 use fuser::{Errno, FileHandle, FileType, INodeNo};
 use nbd_server::Export as _;
@@ -55,26 +55,12 @@ impl OpenFiles {
         self.fewer.notify_all();
     }
 
-    /// Waits until nothing is open, without a `patience` for as long as it takes. False if something
-    /// still is.
-    pub(crate) fn wait_until_none(&self, patience: Option<Duration>) -> bool {
-        let started = Instant::now();
-        let mut open = self.lock();
-        while !open.is_empty() {
-            let rest = patience.map(|all| all.saturating_sub(started.elapsed()));
-            open = match rest {
-                Some(Duration::ZERO) => return false,
-                Some(rest) => {
-                    let waited = self.fewer.wait_timeout(open, rest);
-                    waited.unwrap_or_else(PoisonError::into_inner).0
-                }
-                None => {
-                    let waited = self.fewer.wait(open);
-                    waited.unwrap_or_else(PoisonError::into_inner)
-                }
-            };
-        }
-        true
+    /// Waits until nothing is open. False if something still is after that time.
+    pub(crate) fn wait_until_none(&self, patience: Duration) -> bool {
+        let waited = self
+            .fewer
+            .wait_timeout_while(self.lock(), patience, |open| !open.is_empty());
+        waited.unwrap_or_else(PoisonError::into_inner).0.is_empty()
     }
 
     fn lock(&self) -> MutexGuard<'_, HashMap<u64, Arc<Opened>>> {
