@@ -3,17 +3,20 @@
 
 use std::collections::HashSet;
 use std::env;
-use std::fs;
+use std::fs::{self, File};
 use std::io::{BufRead, BufReader, Lines, Read};
 use std::path::Path;
 use std::process::{Child, ChildStdout, Command, Stdio};
 use std::time::{Duration, Instant};
 
+use rustix::process::{Resource, getrlimit, setrlimit};
+
 use crate::index::tests::{create, id, open, pack};
 use crate::index::{FileGate, IndexLock};
 use crate::lease::{LeaseKind, LeaseStore, Roots};
 use crate::lock::{DomainLock, LockedFile, MaintenanceLock, Mode};
-use crate::{DomainUuid, Env, Error, LeaseId, PointId};
+use crate::storage::{LocalStorage, ObjectName, Storage};
+use crate::{DomainUuid, Env, Error, LeaseId, PackId, PointId};
 
 const ROLE: &str = "VIRTKEEP_TEST_ROLE";
 const DIR: &str = "VIRTKEEP_TEST_DIR";
@@ -79,6 +82,25 @@ fn play(role: &str, dir: &Path) {
                     .put_point(PointId::from_bytes(name), b"record")
                     .unwrap();
             }
+        }
+        "read packs when all files are open" => {
+            let storage = LocalStorage::new(dir);
+            let packs = [1, 2, 3].map(|name| ObjectName::Pack(PackId::from_bytes([name; 16])));
+            for pack in &packs {
+                storage.put(pack, b"content").unwrap();
+            }
+            let mut limit = getrlimit(Resource::Nofile);
+            limit.current = Some(64);
+            setrlimit(Resource::Nofile, limit).unwrap();
+            // Two files are kept when all others have been taken by whoever else is in this process.
+            let read = |pack| storage.read_whole(pack, 7).unwrap();
+            packs[..2].iter().for_each(|pack| drop(read(pack)));
+            let others: Vec<_> = std::iter::from_fn(|| File::open("/dev/null").ok()).collect();
+            assert!(others.len() < 64);
+            for pack in packs.iter().rev() {
+                assert_eq!(read(pack), b"content");
+            }
+            say("has read all");
         }
         _ => panic!("no such role"),
     }
@@ -299,6 +321,14 @@ fn a_second_backup_of_a_domain_is_refused_with_the_name_of_the_first() {
     DomainLock::take(&locks, DOMAIN, "the next").unwrap();
     let grandchild = rustix::process::Pid::from_raw(grandchild).unwrap();
     rustix::process::kill_process(grandchild, rustix::process::Signal::KILL).unwrap();
+}
+
+#[test]
+fn packs_are_read_also_when_the_process_can_open_no_more_files() {
+    let dir = repository();
+    let mut reader = Actor::start("read packs when all files are open", dir.path());
+    assert_eq!(reader.hear().as_deref(), Some("has read all"));
+    reader.end();
 }
 
 #[test]

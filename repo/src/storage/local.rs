@@ -12,6 +12,7 @@ use std::num::NonZeroU64;
 use std::path::{Path, PathBuf};
 use std::sync::{Arc, Mutex};
 
+use rustix::io::Errno;
 use rustix::process::{Resource, getrlimit};
 
 use super::{Folder, ObjectName, ObjectWriter, Storage};
@@ -78,7 +79,13 @@ impl LocalStorage {
             return Ok(file);
         }
         let path = self.path_of(name);
-        let file: Arc<dyn OpenFile> = match self.shared.files.open(&path) {
+        let mut opened = self.shared.files.open(&path);
+        if opened.as_ref().is_err_and(is_out_of_files) {
+            // Better to open files again than to read nothing more.
+            lock(&self.shared.open_files).files.clear();
+            opened = self.shared.files.open(&path);
+        }
+        let file: Arc<dyn OpenFile> = match opened {
             Ok(file) => file.into(),
             Err(error) if error.kind() == io::ErrorKind::NotFound => {
                 return Err(Error::Missing {
@@ -391,6 +398,13 @@ fn open_files_max() -> usize {
         .current
         .map_or(u64::MAX, |all| all / SHARE_OF_OPEN_FILES);
     usize::try_from(share).map_or(OPEN_FILES_MAX, |share| share.min(OPEN_FILES_MAX))
+}
+
+fn is_out_of_files(error: &io::Error) -> bool {
+    matches!(
+        Errno::from_io_error(error),
+        Some(Errno::MFILE | Errno::NFILE)
+    )
 }
 
 fn is_linked(file: &Arc<dyn OpenFile>) -> bool {
