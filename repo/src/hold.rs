@@ -56,6 +56,11 @@ impl Repository {
         })
     }
 
+    /// Whether what is read is held by leases: not on read-only media, nor where locks were declined.
+    pub fn takes_leases(&self) -> bool {
+        !self.lockless
+    }
+
     /// A lease on something of a point, which may be forgotten. A full file system is no reason not to
     /// restore: then there is none, and what is read stays readable as long as the point is not
     /// forgotten and pruned meanwhile.
@@ -64,7 +69,7 @@ impl Repository {
         point: PointId,
         roots: Roots,
     ) -> Result<Option<ReaderLease>> {
-        if self.lockless {
+        if !self.takes_leases() {
             return self.check_readable(point).map(|()| None);
         }
         match self.reader_lease(point, roots) {
@@ -102,7 +107,8 @@ impl Repository {
     }
 }
 
-/// Looks whether all that a point needs is located, in packs that prune has not decided to remove. The content of chunks is not looked at.
+/// Looks whether all that a point needs is located, in packs that prune has not decided to remove. The
+/// content of chunks is not looked at.
 struct Walk<'a> {
     store: &'a Store,
     cancel: &'a Cancel,

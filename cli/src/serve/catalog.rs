@@ -2,13 +2,15 @@
 //!
 //! Nothing is remembered of the points: every listing and every opening looks at the repository
 //! anew, so points come and go while the server runs. What is open is shared by all connections to
-//! it and holds a reader lease on that one disk; the last connection to go ends it. Packs that were
-//! read and then pruned are let go, also while nobody asks for anything.
+//! it and holds a reader lease on that one disk; the last connection to go ends it. Where the file system
+//! has no space for a lease, it is read without one, which whoever runs the server is told. Packs that
+//! were read and then pruned are let go, also while nobody asks for anything.
 //!
 //! Where points were chosen, nothing is told of any other, not even whether it is equal.
 
 use std::collections::HashMap;
 use std::io;
+use std::sync::atomic::{AtomicBool, Ordering};
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError, Weak};
 use std::thread;
 use std::time::Duration;
@@ -40,6 +42,8 @@ struct Shared {
     /// How many disks may be open.
     disks_max: usize,
     open: Mutex<OpenDisks>,
+    /// There was no space for the lease that was wanted last.
+    lacks_leases: AtomicBool,
     listed: Mutex<Option<Listed>>,
 }
 
@@ -70,6 +74,7 @@ impl Catalog {
             chosen,
             disks_max,
             open: Mutex::default(),
+            lacks_leases: AtomicBool::new(false),
             listed: Mutex::default(),
         });
         let served = Arc::downgrade(&shared);
@@ -239,6 +244,7 @@ impl Catalog {
             )));
         }
         let reader = self.0.repo.read_disk(point, disk).map_err(unavailable)?;
+        self.tell_of_lease(reader.is_held(), point, disk);
         let description = describe(point, disk, &self.0.zone);
         let opened = OpenDisk::new(
             self.clone(),
@@ -258,6 +264,23 @@ impl Catalog {
                 disks.insert(key, Arc::downgrade(&opened));
                 Ok(opened)
             }
+        }
+    }
+
+    /// Tells of the first disk that is read without a lease since there last was one.
+    fn tell_of_lease(&self, is_held: bool, point: &Point, disk: &Disk) {
+        let lacks = !is_held && self.0.repo.takes_leases();
+        if lacks && !self.0.lacks_leases.swap(true, Ordering::Relaxed) {
+            self.note(&format!(
+                "{}/{}@{}: no space for a lease. It is read without one, as is all that is opened until there \
+                 is space: do not forget points that are in use, or `virtkeep prune` may remove what is read",
+                shown(&point.domain.name),
+                shown(&disk.target),
+                point.id
+            ));
+        }
+        if is_held {
+            self.0.lacks_leases.store(false, Ordering::Relaxed);
         }
     }
 

@@ -32,15 +32,15 @@ use crate::{
     SourceError,
 };
 
-/// One disk of one point, readable at any place. Holds a reader lease while it lives; it can be
-/// shared between threads.
+/// One disk of one point, readable at any place. Holds a reader lease while it lives, if there is space for
+/// one; it can be shared between threads.
 pub struct DiskReader {
     store: Arc<Store>,
     root: Root,
     stream: Arc<Stream>,
     /// What could not be read, when the rest is to be saved all the same.
     losses: Option<Mutex<Losses>>,
-    _lease: Option<ReaderLease>,
+    lease: Option<ReaderLease>,
 }
 
 impl Drop for DiskReader {
@@ -73,7 +73,7 @@ impl DiskReader {
             root,
             stream: Arc::default(),
             losses: None,
-            _lease: lease,
+            lease,
         })
     }
 
@@ -103,8 +103,14 @@ impl DiskReader {
             root,
             stream: Arc::default(),
             losses: Some(Mutex::new(losses)),
-            _lease: lease,
+            lease,
         })
+    }
+
+    /// Whether a lease keeps what is read from being pruned. There is none where the file system was full, nor
+    /// where the repository [takes none](crate::Repository::takes_leases).
+    pub fn is_held(&self) -> bool {
+        self.lease.is_some()
     }
 
     /// What [`copy_to`](Self::copy_to) could not read so far, in the order of the disk; these ranges

@@ -1,5 +1,6 @@
 //! Clients that read on and on while all that they have open is forgotten, pruned and moved.
 
+use std::process::Command;
 use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
 
 use libnbd::Handle;
@@ -98,4 +99,65 @@ fn clients_read_what_they_opened_while_it_leaves_the_list_and_is_pruned_and_new_
     let kept = packed_bytes(&world);
     // Nothing that the disks have alone can be compressed.
     assert!(kept + (POINTS << 20) < held, "{kept} of {held} bytes");
+}
+
+/// A directory in which nothing can be made, as on a full file system.
+struct Full(String);
+
+impl Full {
+    /// None where nothing can be mounted.
+    fn at(dir: String) -> Option<Self> {
+        let options = ["-t", "tmpfs", "-o", "nr_inodes=1,mode=700", "tmpfs", &dir];
+        let mounted = Command::new("mount").args(options).status().unwrap();
+        if !mounted.success() {
+            eprintln!("skipped: nothing can be mounted here");
+            return None;
+        }
+        Some(Self(dir))
+    }
+}
+
+impl Drop for Full {
+    fn drop(&mut self) {
+        let _ = Command::new("umount").args(["--lazy", &self.0]).status();
+    }
+}
+
+#[test]
+fn a_server_tells_that_it_has_no_space_for_leases_once_until_there_is_space_again() {
+    let world = World::new();
+    let content = disk(1);
+    let points = [0, 1, 2, 3].map(|age| {
+        let time = NOON + age * MINUTE;
+        let domain = TestDomain {
+            time,
+            ..TestDomain::web1(&content)
+        };
+        world.add(domain).id.to_string()
+    });
+    let serving = Serving::start(&world, &[]);
+    let read = |point: &String| {
+        let mut client = serving.open(point);
+        assert!(read_all(&mut client) == content);
+        client
+    };
+    let Some(full) = Full::at(world.text("repo/leases")) else {
+        return;
+    };
+    let clients = [read(&points[0]), read(&points[1])];
+    drop(full);
+    let held = read(&points[2]);
+    assert_eq!(world.names("repo/leases").len(), 1);
+    let Some(_full) = Full::at(world.text("repo/leases")) else {
+        return;
+    };
+    let last = read(&points[3]);
+    drop((clients, held, last));
+    let said = serving.end("-TERM");
+    let told: Vec<&str> = said
+        .lines()
+        .filter_map(|line| Some(line.split_once(": no space for a lease")?.0))
+        .collect();
+    let of = |point: &String| format!("web1/vda@{point}");
+    assert_eq!(told, [of(&points[0]), of(&points[3])], "{said}");
 }
