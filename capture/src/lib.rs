@@ -52,8 +52,8 @@ pub use host::{DomainRef, Host, is_remote};
 pub use image::{ImageSource, backup_image, backup_nbd};
 pub use image_lock::check_unused;
 pub use libvirt::{
-    BlockJob, ErrorKind, LibvirtError, RunState, block_job, disks_without_space, pull_disk,
-    stop_block_job,
+    BlockJob, ErrorKind, LibvirtError, RunState, block_job, disks_without_space, processor_times,
+    pull_disk, stop_block_job,
 };
 pub use names::escape as escape_xml;
 pub use options::{Options, ScratchReserve};

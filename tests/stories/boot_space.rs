@@ -1,6 +1,6 @@
 //! Recoveries where there is little space for their images.
 
-use std::path::PathBuf;
+use std::path::{Path, PathBuf};
 
 use virtkeep_tests::{MIB, run, text, wait_until};
 
@@ -9,18 +9,26 @@ use crate::boot_trouble::{compare, has_job, large};
 use crate::guest::{assert_all_right, booted, in_guest, wait_for_agent};
 use crate::world::{World, id};
 
-/// A file system of its own where the images of a recovery go.
-struct SmallDisk(PathBuf);
+/// A file system of its own where images go.
+pub(crate) struct SmallDisk(PathBuf);
 
 impl SmallDisk {
     fn new(world: &World, mib: u64) -> Self {
         let dir = world.path("boot");
         std::fs::create_dir(&dir).unwrap();
+        Self::at(dir, mib)
+    }
+
+    pub(crate) fn at(dir: PathBuf, mib: u64) -> Self {
         run(
             "mount",
             &["-t", "tmpfs", "-o", &size(mib), "tmpfs", text(&dir)],
         );
         Self(dir)
+    }
+
+    pub(crate) fn path(&self) -> &Path {
+        &self.0
     }
 
     fn resize(&self, mib: u64) {

@@ -6,6 +6,7 @@ use rustix::process::Signal;
 use serde_json::Value;
 use virtkeep_tests::{DiskSpec, MIB, Machine, run, stack, text, wait_until};
 
+use crate::boot_space::SmallDisk;
 use crate::guest::booted;
 use crate::world::{World, id, unique_name};
 
@@ -88,18 +89,38 @@ fn assert_nothing_left(world: &World) {
 }
 
 #[test]
-fn a_guest_that_keeps_using_its_disks_is_alive() {
-    let (world, point) = guest("mute reads busy");
+fn a_guest_that_starts_fast_and_then_leaves_its_disks_alone_is_alive() {
+    let (world, point) = guest("mute writes");
     let (passed, seen) = test(&world, &point, &[]);
     assert!(passed && seen.contains("has computed for"), "{seen}");
 }
 
 #[test]
-fn a_guest_that_panics_is_not_alive() {
+fn a_guest_that_panics_is_not_alive_whatever_it_did_before() {
     // Its processor spins for ever.
-    let (world, point) = guest("mute panics panic=0");
-    let (passed, seen) = test(&world, &point, &["--wait", "30"]);
-    assert!(!passed && seen.contains("the last of it"), "{seen}");
+    let (world, point) = guest("mute writes panics panic=0");
+    let (passed, seen) = test(&world, &point, &["--wait", "40"]);
+    assert!(!passed && seen.contains("has computed for"), "{seen}");
+}
+
+#[test]
+fn a_guest_that_floods_its_console_is_listened_to_for_as_long_as_was_said() {
+    let (world, point) = guest("mute floods");
+    let words = ["--expect", "something else", "--wait", "12"];
+    let (passed, seen) = test(&world, &point, &words);
+    assert!(!passed && seen.contains("does not say"), "{seen}");
+}
+
+#[test]
+fn a_test_is_refused_where_its_images_would_take_the_space_of_others() {
+    let (world, point) = with_point(|dir| {
+        let disk = DiskSpec::new("a.qcow2", MIB);
+        Machine::define(dir, &unique_name(), &[disk])
+    });
+    let to = SmallDisk::at(place(&world), 64);
+    let words = ["boot", &point, "--test", "--to", text(to.path())];
+    world.program.run(&words).refused(1, "must stay free there");
+    assert_nothing_left(&world);
 }
 
 #[test]
@@ -120,7 +141,7 @@ fn a_guest_without_anything_to_boot_is_not_alive() {
         let disk = DiskSpec::new("a.qcow2", 64 * MIB);
         Machine::define(dir, &unique_name(), &[disk])
     });
-    let (passed, seen) = test(&world, &point, &["--wait", "10"]);
+    let (passed, seen) = test(&world, &point, &["--wait", "6"]);
     assert!(!passed && seen.contains("has computed for"), "{seen}");
 }
 

@@ -1,5 +1,5 @@
 //! The calls that `virt` lacks, on the C interface: backup, checkpoints, jobs, freeze and thaw,
-//! block pull, errors of disks.
+//! block pull, errors of disks, times of processors.
 //!
 //! All of the crate's unsafe code. Every pointer handed to libvirt outlives the call; what libvirt
 //! allocates is freed here with the allocator it came from. (`Domain::job_stats` of `virt` is
@@ -7,6 +7,7 @@
 
 use std::ffi::{CStr, CString, c_char, c_int, c_uint, c_void};
 use std::ptr;
+use std::time::Duration;
 
 use virt::domain::Domain;
 use virt::error::Error as VirtError;
@@ -263,6 +264,57 @@ pub fn disks_without_space(domain: &Domain) -> CallResult<Vec<String>> {
         }
     }
     Ok(targets)
+}
+
+/// How long each processor of a running guest has computed since it was started, and how long it was kept from
+/// computing by others on the host (0 where the kernel does not count that). None of a processor that libvirt cannot
+/// tell from others.
+///
+/// # Errors
+/// When libvirt cannot be asked.
+pub fn processor_times(domain: &Domain) -> CallResult<Vec<(Duration, Duration)>> {
+    // SAFETY: the domain outlives the call.
+    let mut domains = [unsafe { domain.as_ptr() }, ptr::null_mut()];
+    let mut records: *mut sys::virDomainStatsRecordPtr = ptr::null_mut();
+    let which = sys::VIR_DOMAIN_STATS_VCPU;
+    // SAFETY: a list of valid domains that ends with null; the out-pointer lives through the call.
+    let count =
+        check(unsafe { sys::virDomainListGetStats(domains.as_mut_ptr(), which, &mut records, 0) })?;
+    let times = match count {
+        0 => Vec::new(),
+        // SAFETY: the list has a valid record, which stays so until it is freed below, with as many parameters as
+        // it says.
+        _ => unsafe { processors_in((**records).params, (**records).nparams) },
+    };
+    // SAFETY: ours to free, and not used any more; an empty list is accepted.
+    unsafe { sys::virDomainStatsRecordListFree(records) };
+    Ok(times)
+}
+
+/// # Safety
+/// `parameters` points to `count` valid parameters, or is null and `count` zero.
+unsafe fn processors_in(
+    parameters: sys::virTypedParameterPtr,
+    count: c_int,
+) -> Vec<(Duration, Duration)> {
+    let nanos = |name: String| {
+        let name = CString::new(name).ok()?;
+        let mut value = 0;
+        // SAFETY: as the caller promises; the name is NUL-terminated, the out-pointer lives on.
+        let found =
+            unsafe { sys::virTypedParamsGetULLong(parameters, count, name.as_ptr(), &mut value) };
+        (found == 1).then(|| Duration::from_nanos(value))
+    };
+    let mut most: c_uint = 0;
+    let name = c"vcpu.maximum".as_ptr();
+    // SAFETY: as the caller promises; the name is NUL-terminated, the out-pointer lives on.
+    unsafe { sys::virTypedParamsGetUInt(parameters, count, name, &mut most) };
+    let times = (0..most).filter_map(|number| {
+        let ran = nanos(format!("vcpu.{number}.time"))?;
+        let waited = nanos(format!("vcpu.{number}.delay"));
+        Some((ran, waited.unwrap_or_default()))
+    });
+    times.collect()
 }
 
 /// # Safety

@@ -14,7 +14,7 @@ use virt::domain::{
 };
 use virt_sys as sys;
 
-pub use calls::{block_job, disks_without_space, pull_disk, stop_block_job};
+pub use calls::{block_job, disks_without_space, processor_times, pull_disk, stop_block_job};
 pub use error::{ErrorKind, LibvirtError};
 
 /// The result of a libvirt call.

@@ -60,7 +60,7 @@ impl Space {
     }
 
     /// Of a directory that need not be there yet.
-    fn at(dir: &Path) -> Result<Self> {
+    pub(super) fn at(dir: &Path) -> Result<Self> {
         let there = dir.ancestors().find(|dir| dir.is_dir());
         let there = there.with_context(|| format!("cannot find {}", dir.display()))?;
         let (free, total) = virtkeep_capture::space(there)
@@ -79,6 +79,19 @@ impl Space {
         } else {
             Err(NoRoom(self))
         }
+    }
+
+    /// An error where what a guest on trial writes would take the space of what matters.
+    pub(super) fn check_trial(&self) -> Result<()> {
+        if self.free <= self.reserve {
+            bail!(
+                "no test with images in {}, which has {} free: {} must stay free there. Name another directory with --to",
+                shown(&self.directory.to_string_lossy()),
+                size(self.free),
+                size(self.reserve)
+            );
+        }
+        Ok(())
     }
 
     /// Whether a guest that was paused for want of space can go on.

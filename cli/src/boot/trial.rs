@@ -20,11 +20,12 @@ use virt::sys;
 use virtkeep_capture::{ErrorKind, LibvirtError};
 use virtkeep_repo::{Cancel, Point, Repository};
 
-use self::activity::{Activity, Done};
+use self::activity::{Activity, Done, Processor};
 use self::agent::Agent;
 use self::console::Console;
 use self::scene::{Names, Scene};
 use super::record::export;
+use super::space::Space;
 use super::start::{place_files, plan};
 use super::{overlay, place, server};
 use crate::context::Context;
@@ -78,6 +79,7 @@ impl Trial<'_> {
         let usual = place::usual_directory("");
         let parent = self.directory.unwrap_or(&usual);
         scene::clear_up(parent);
+        Space::at(parent)?.check_trial()?;
         let names = Names {
             domain: definer.name().to_owned(),
             uuid: definer.uuid().to_string(),
@@ -158,6 +160,7 @@ impl Trial<'_> {
         let started = Instant::now();
         loop {
             cancel.check()?;
+            Space::at(&plan.directory)?.check_trial()?;
             let is_late = began.elapsed() > self.limit;
             if let Some(seen) = guest.look(started.elapsed(), is_late)? {
                 return Ok(seen);
@@ -209,7 +212,9 @@ impl Guest<'_> {
         // Before anything else: what it says last still counts.
         let stopped = self.stopped()?;
         if let Some(console) = &mut self.console {
-            let says_it = console.says_it().context("cannot read the console")?;
+            let says_it = console
+                .says_it(stopped.is_some())
+                .context("cannot read the console")?;
             let text = console.text();
             return Ok(match stopped {
                 _ if says_it => Some(Seen(true, format!("the console says {text:?}"))),
@@ -278,6 +283,11 @@ impl Guest<'_> {
     fn done(&self) -> Option<Done> {
         let mut done = Done {
             cpu: Duration::from_nanos(self.domain.info().ok()?.cpu_time),
+            processors: virtkeep_capture::processor_times(&self.domain)
+                .ok()?
+                .into_iter()
+                .map(|(ran, waited)| Processor { ran, waited })
+                .collect(),
             ..Done::default()
         };
         for target in &self.targets {

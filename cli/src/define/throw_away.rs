@@ -1,5 +1,5 @@
-//! The definition of a guest that is only tried: what it leaves on the host lies in one directory, and it ends
-//! where others would begin again.
+//! The definition of a guest that is only tried: what it leaves on the host lies in one directory, what it says nobody
+//! keeps, and it ends where others would begin again.
 
 use roxmltree::{Document, Node};
 
@@ -38,10 +38,34 @@ pub(crate) fn throw_away(
         end_on(&mut splices, "on_reboot");
     }
     splices.insert_children(domain, &missing);
+    if let Some(devices) = child(domain, "devices") {
+        devices
+            .children()
+            .filter(Node::is_element)
+            .for_each(|device| hush(&mut splices, device));
+    }
     if let Some(os) = child(domain, "os") {
         place_variables(&mut splices, os, variables);
     }
     Ok(splices.finish())
+}
+
+/// Lets a device that would write to a file write to nothing: a guest may say more than there is room for.
+fn hush(splices: &mut Splices<'_>, device: Node<'_, '_>) {
+    if matches!(
+        device.tag_name().name(),
+        "serial" | "console" | "parallel" | "channel"
+    ) {
+        if device.attribute("type") == Some("file") {
+            splices.set_attribute(device, "type", "null");
+            if let Some(source) = child(device, "source") {
+                splices.remove_element(source);
+            }
+        }
+        if let Some(log) = child(device, "log") {
+            splices.remove_element(log);
+        }
+    }
 }
 
 fn place_variables(splices: &mut Splices<'_>, os: Node<'_, '_>, path: &str) {
@@ -70,6 +94,16 @@ mod tests {
         );
         let allowed = throw_away(xml, Restart::Allowed, "/t").unwrap();
         assert!(!allowed.contains("on_reboot"), "{allowed}");
+    }
+
+    #[test]
+    fn what_a_guest_on_trial_says_goes_to_no_file() {
+        let xml = "<domain><devices><serial type='file'><source path='/l'/><target port='0'/></serial><console \
+            type='pty'><log file='/m'/><target type='serial'/></console></devices></domain>";
+        let new = throw_away(xml, Restart::Ends, "/t").unwrap();
+        let devices = "<devices><serial type='null'><target port='0'/></serial><console type='pty'><target \
+            type='serial'/></console></devices>";
+        assert!(new.contains(devices), "{new}");
     }
 
     #[test]
