@@ -53,7 +53,7 @@ running() {
     "$VIRTKEEP" boot "$name@latest" --name booted --to "$PWD/booted" "$@" </dev/null >boot.log 2>&1 &
     command=$!
     until [ "$(virsh domstate booted 2>/dev/null | head -n 1)" = running ]; do
-        kill -0 "$command" || { cat boot.log >&2; exit 1; }
+        kill -0 "$command" 2>/dev/null || wait "$command" || { cat boot.log >&2; exit 1; }
         sleep 0.005
     done
     say "$name: running${*:+, $*}" "$(since "$started")"
