@@ -146,7 +146,8 @@ pub(crate) fn running(
             ),
             State::Paused => bail!(
                 "all data is there, but the guest stands still, and QEMU writes out what it still holds only \
-                 when it runs: resume {name} or end it, then run `virtkeep boot --finish`"
+                 when it runs: resume {name} (`virsh dompmwakeup` where it sleeps) or end it, then run `virtkeep boot \
+                 --finish`"
             ),
             _ => return Ok(Complete::Stopped),
         }
