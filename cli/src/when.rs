@@ -58,9 +58,17 @@ fn unit(text: &str, zone: &TimeZone) -> Option<When> {
     let zone = offset.as_ref().unwrap_or(zone);
     let (start, unit) = civil(local)?;
     let end = start.checked_add(unit).ok()?;
-    // When clocks are set back, a local time comes twice; "in or before it" means the later one.
-    let start = zone.to_ambiguous_timestamp(start).earlier().ok()?;
-    let end = zone.to_ambiguous_timestamp(end).later().ok()?;
+    let (start, end) = (
+        zone.to_ambiguous_timestamp(start),
+        zone.to_ambiguous_timestamp(end),
+    );
+    // When clocks are set back, a local time comes twice: what begins in the hour that does, ends in its second
+    // coming, since "in or before it" means the later one; what begins before that hour ends before its first.
+    let end = match start.offset() {
+        AmbiguousOffset::Fold { .. } => end.later(),
+        _ => end.compatible(),
+    };
+    let (start, end) = (start.earlier().ok()?, end.ok()?);
     // Points are known to the millisecond; a finer end is rounded up so that it still covers them.
     let nanos = end.as_nanosecond();
     let end = nanos.div_euclid(1_000_000) + i128::from(nanos.rem_euclid(1_000_000) != 0);
@@ -282,6 +290,10 @@ mod tests {
 
     #[test]
     fn an_hour_that_comes_twice_ends_with_its_second_coming() {
+        assert_eq!(before("2026-10-25T01"), "2026-10-25T00:00:00.000Z");
+        assert_eq!(before("2026-10-25T01:59:59"), "2026-10-25T00:00:00.000Z");
+        assert_eq!(before("2026-10-25T02"), "2026-10-25T02:00:00.000Z");
+        assert_eq!(before("2026-10-25T02:59:59"), "2026-10-25T02:00:00.000Z");
         assert_eq!(before("2026-10-25T02:30"), "2026-10-25T01:31:00.000Z");
         assert_eq!(before("2026-10-25T02:30+02:00"), "2026-10-25T00:31:00.000Z");
     }

@@ -33,9 +33,10 @@ fuzz_target!(|input: (u8, u64, &str)| {
         (local_time_exact(time, &zone), 1),
         (rfc3339(time), 1),
     ] {
-        let Ok(When::Before(end)) = When::parse(&text, &zone) else {
+        let Ok(When::Before { start, end }) = When::parse(&text, &zone) else {
             panic!("{text} is not understood");
         };
-        assert!(time < end && end.0 - time.0 <= unit, "{text}: {end:?}");
+        assert!(start <= time && time < end, "{text}: {start:?} to {end:?}");
+        assert_eq!(end.0 - start.0, unit, "{text}");
     }
 });
