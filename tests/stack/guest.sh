@@ -147,11 +147,12 @@ bootable() {
 
 # --- talking to it -------------------------------------------------------------------------------
 
-agent() { virsh qemu-agent-command "$1" --timeout 10 "$2"; }
+# A guest may have to wait for its disk, or for a core, before it answers.
+agent() { virsh qemu-agent-command "$1" --timeout "${3:-60}" "$2"; }
 
 wait_for_agent() {
     local deadline=$((SECONDS + ${2:-60}))
-    until agent "$1" '{"execute":"guest-ping"}' >/dev/null 2>&1; do
+    until agent "$1" '{"execute":"guest-ping"}' 10 >/dev/null 2>&1; do
         ((SECONDS < deadline)) || fail "no guest agent answers in $1"
         sleep 0.2
     done
