@@ -4,10 +4,11 @@
 //! the pull off, and leaves a note beside its socket that tells whoever looks after the recovery why.
 //!
 //! With `--salvage` it answers zeroes. **It gives no zero for a lost byte that is not written down first**,
-//! durably, in the [list](Recovery::lost_ranges) beside the images, and none for what may only be away for a moment. That the list is there, if empty, says that
-//! lost bytes are given up: also to a server that is started anew, and after a crash; a later `--finish` tells it, but
-//! does not take it back, since what was given up is zero already. In the end it stays unless
-//! it is empty, for nothing else tells later which zeroes are none of the guest's.
+//! durably, in the [list](Recovery::lost_ranges) beside the images, and none for what may only be away for a
+//! moment. That the list is there, if empty, says that lost bytes are given up: also to a server that is started
+//! anew, and after a crash; a later `--finish` tells it, but does not take it back, since what was given up is zero
+//! already. In the end it stays unless it is empty, for nothing else tells later which zeroes are none of the
+//! guest's.
 
 use std::collections::HashSet;
 use std::fs::{File, OpenOptions};

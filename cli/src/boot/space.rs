@@ -1,9 +1,9 @@
 //! Room for the images of a recovery.
 //!
 //! What is moved into them must not take what their guest needs for its own writes. So the pull neither begins
-//! nor goes on once less is free than has to stay free, 5 %, but at least 2 GiB and at most
-//! 50 GiB: the same as beside a backup's scratch files ([`ScratchReserve`]). A guest that is off writes nothing, and its images may have
-//! what there is.
+//! nor goes on once less is free than has to stay free, 5 %, but at least 2 GiB and at most 50 GiB: the same as
+//! beside a backup's scratch files ([`ScratchReserve`]). A guest that is off writes nothing, and its images may
+//! have what there is.
 
 use std::path::{Path, PathBuf};
 
